@@ -1,0 +1,1 @@
+"""The agent: runs pods on one node and reports their status."""

@@ -1,0 +1,1 @@
+"""Images: archives, layers and the node's content store."""

@@ -1,0 +1,1 @@
+"""Everything people deploy with: the command, the development cluster, certificates."""

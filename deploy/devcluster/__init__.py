@@ -1,0 +1,1 @@
+"""A development cluster of real processes on one machine."""

@@ -1,0 +1,1 @@
+"""The master: desired state, decisions and the API."""

@@ -1,0 +1,1 @@
+"""The Cluster service: admission, authorisation, reads, watches, streams to nodes."""

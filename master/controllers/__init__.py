@@ -1,0 +1,1 @@
+"""Control loops as pure functions: objects in, changes out."""

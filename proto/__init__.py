@@ -1,0 +1,1 @@
+"""What every side agrees on: messages, and what gives them their meaning."""
