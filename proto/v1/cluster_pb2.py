@@ -22,65 +22,64 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from shoal.proto.v1 import objects_pb2 as shoal_dot_proto_dot_v1_dot_objects__pb2
 from shoal.proto.v1 import session_pb2 as shoal_dot_proto_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cshoal/proto/v1/cluster.proto\x12\x08shoal.v1\x1a\x1cshoal/proto/v1/objects.proto\x1a\x1cshoal/proto/v1/session.proto\"6\n\x06Object\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\"4\n\x03Key\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"k\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x07objects\x18\x02 \x03(\x0b\x32\x10.shoal.v1.Object\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\x12\x13\n\x0bstatus_only\x18\x04 \x01(\x08\"\xaf\x01\n\rDeleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1b\n\x04keys\x18\x02 \x03(\x0b\x32\r.shoal.v1.Key\x12!\n\x14grace_period_seconds\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bpropagation\x18\x04 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x12\x0b\n\x03uid\x18\x06 \x01(\tB\x17\n\x15_grace_period_seconds\"\x84\x01\n\x0cScaleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1a\n\x03key\x18\x02 \x01(\x0b\x32\r.shoal.v1.Key\x12\x10\n\x08replicas\x18\x03 \x01(\x05\x12\x1d\n\x10\x63urrent_replicas\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_current_replicas\"c\n\x0bWriteResult\x12 \n\x06object\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Object\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\"\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x11.shoal.v1.Failure\"I\n\rWriteResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.shoal.v1.WriteResult\x12\x10\n\x08revision\x18\x02 \x01(\x03\"+\n\nFieldError\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"c\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12$\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x14.shoal.v1.FieldError\x12\x11\n\tretryable\x18\x04 \x01(\x08\">\n\nGetRequest\x12\x1a\n\x03key\x18\x01 \x01(\x0b\x32\r.shoal.v1.Key\x12\x14\n\x0cmin_revision\x18\x02 \x01(\x03\"\x9b\x01\n\x0bListRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x16\n\x0elabel_selector\x18\x03 \x01(\t\x12\x16\n\x0e\x66ield_selector\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x16\n\x0e\x63ontinue_token\x18\x06 \x01(\t\x12\x14\n\x0cmin_revision\x18\x07 \x01(\x03\"n\n\x0cListResponse\x12!\n\x07objects\x18\x01 \x03(\x0b\x32\x10.shoal.v1.Object\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontinue_token\x18\x03 \x01(\t\x12\x11\n\tremaining\x18\x04 \x01(\x03\"w\n\x0cWatchRequest\x12\r\n\x05kinds\x18\x01 \x03(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x16\n\x0elabel_selector\x18\x03 \x01(\t\x12\x16\n\x0e\x66ield_selector\x18\x04 \x01(\t\x12\x15\n\rfrom_revision\x18\x05 \x01(\x03\"<\n\nWatchEvent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12 \n\x06object\x18\x02 \x01(\x0b\x32\x10.shoal.v1.Object\"D\n\nWatchBatch\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12$\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x14.shoal.v1.WatchEvent\"N\n\x0bLogsRequest\x12\x1a\n\x03pod\x18\x01 \x01(\x0b\x32\r.shoal.v1.Key\x12#\n\x07options\x18\x02 \x01(\x0b\x32\x12.shoal.v1.LogsOpen\"f\n\x0b\x45xecRequest\x12$\n\x05start\x18\x01 \x01(\x0b\x32\x13.shoal.v1.ExecStartH\x00\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x15.shoal.v1.TunnelFrameH\x00\x42\t\n\x07message\"L\n\tExecStart\x12\x1a\n\x03pod\x18\x01 \x01(\x0b\x32\r.shoal.v1.Key\x12#\n\x07options\x18\x02 \x01(\x0b\x32\x12.shoal.v1.ExecOpen\"X\n\x10LoadImageRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.shoal.v1.LoadImageStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"-\n\x0eLoadImageStart\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x12RemoveImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\"`\n\x11LoadImageResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0e\n\x06images\x18\x05 \x03(\t\"\x10\n\x0eVersionRequest\"t\n\x0fVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x1b\n\x13\x63luster_incarnation\x18\x04 \x01(\t\x12\x14\n\x0c\x65tcd_version\x18\x05 \x01(\t2\x96\x06\n\x07\x43luster\x12\x39\n\x06\x43reate\x12\x16.shoal.v1.WriteRequest\x1a\x17.shoal.v1.WriteResponse\x12\x39\n\x06Update\x12\x16.shoal.v1.WriteRequest\x1a\x17.shoal.v1.WriteResponse\x12\x38\n\x05\x41pply\x12\x16.shoal.v1.WriteRequest\x1a\x17.shoal.v1.WriteResponse\x12:\n\x06\x44\x65lete\x12\x17.shoal.v1.DeleteRequest\x1a\x17.shoal.v1.WriteResponse\x12-\n\x03Get\x12\x14.shoal.v1.GetRequest\x1a\x10.shoal.v1.Object\x12\x35\n\x04List\x12\x15.shoal.v1.ListRequest\x1a\x16.shoal.v1.ListResponse\x12\x37\n\x05Watch\x12\x16.shoal.v1.WatchRequest\x1a\x14.shoal.v1.WatchBatch0\x01\x12\x38\n\x05Scale\x12\x16.shoal.v1.ScaleRequest\x1a\x17.shoal.v1.WriteResponse\x12\x36\n\x04Logs\x12\x15.shoal.v1.LogsRequest\x1a\x15.shoal.v1.TunnelFrame0\x01\x12\x38\n\x04\x45xec\x12\x15.shoal.v1.ExecRequest\x1a\x15.shoal.v1.TunnelFrame(\x01\x30\x01\x12H\n\tLoadImage\x12\x1a.shoal.v1.LoadImageRequest\x1a\x1b.shoal.v1.LoadImageResponse(\x01\x30\x01\x12J\n\x0bRemoveImage\x12\x1c.shoal.v1.RemoveImageRequest\x1a\x1b.shoal.v1.LoadImageResponse0\x01\x12>\n\x07Version\x12\x18.shoal.v1.VersionRequest\x1a\x19.shoal.v1.VersionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cshoal/proto/v1/cluster.proto\x12\x08shoal.v1\x1a\x1cshoal/proto/v1/session.proto\"6\n\x06Object\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\"4\n\x03Key\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"k\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x07objects\x18\x02 \x03(\x0b\x32\x10.shoal.v1.Object\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\x12\x13\n\x0bstatus_only\x18\x04 \x01(\x08\"\xaf\x01\n\rDeleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1b\n\x04keys\x18\x02 \x03(\x0b\x32\r.shoal.v1.Key\x12!\n\x14grace_period_seconds\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bpropagation\x18\x04 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x12\x0b\n\x03uid\x18\x06 \x01(\tB\x17\n\x15_grace_period_seconds\"\x84\x01\n\x0cScaleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1a\n\x03key\x18\x02 \x01(\x0b\x32\r.shoal.v1.Key\x12\x10\n\x08replicas\x18\x03 \x01(\x05\x12\x1d\n\x10\x63urrent_replicas\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_current_replicas\"c\n\x0bWriteResult\x12 \n\x06object\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Object\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\"\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x11.shoal.v1.Failure\"I\n\rWriteResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.shoal.v1.WriteResult\x12\x10\n\x08revision\x18\x02 \x01(\x03\"+\n\nFieldError\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"c\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12$\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x14.shoal.v1.FieldError\x12\x11\n\tretryable\x18\x04 \x01(\x08\">\n\nGetRequest\x12\x1a\n\x03key\x18\x01 \x01(\x0b\x32\r.shoal.v1.Key\x12\x14\n\x0cmin_revision\x18\x02 \x01(\x03\"\x9b\x01\n\x0bListRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x16\n\x0elabel_selector\x18\x03 \x01(\t\x12\x16\n\x0e\x66ield_selector\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x16\n\x0e\x63ontinue_token\x18\x06 \x01(\t\x12\x14\n\x0cmin_revision\x18\x07 \x01(\x03\"n\n\x0cListResponse\x12!\n\x07objects\x18\x01 \x03(\x0b\x32\x10.shoal.v1.Object\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontinue_token\x18\x03 \x01(\t\x12\x11\n\tremaining\x18\x04 \x01(\x03\"w\n\x0cWatchRequest\x12\r\n\x05kinds\x18\x01 \x03(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x16\n\x0elabel_selector\x18\x03 \x01(\t\x12\x16\n\x0e\x66ield_selector\x18\x04 \x01(\t\x12\x15\n\rfrom_revision\x18\x05 \x01(\x03\"<\n\nWatchEvent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12 \n\x06object\x18\x02 \x01(\x0b\x32\x10.shoal.v1.Object\"D\n\nWatchBatch\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12$\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x14.shoal.v1.WatchEvent\"N\n\x0bLogsRequest\x12\x1a\n\x03pod\x18\x01 \x01(\x0b\x32\r.shoal.v1.Key\x12#\n\x07options\x18\x02 \x01(\x0b\x32\x12.shoal.v1.LogsOpen\"f\n\x0b\x45xecRequest\x12$\n\x05start\x18\x01 \x01(\x0b\x32\x13.shoal.v1.ExecStartH\x00\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x15.shoal.v1.TunnelFrameH\x00\x42\t\n\x07message\"L\n\tExecStart\x12\x1a\n\x03pod\x18\x01 \x01(\x0b\x32\r.shoal.v1.Key\x12#\n\x07options\x18\x02 \x01(\x0b\x32\x12.shoal.v1.ExecOpen\"X\n\x10LoadImageRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.shoal.v1.LoadImageStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"-\n\x0eLoadImageStart\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x12RemoveImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\"`\n\x11LoadImageResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0e\n\x06images\x18\x05 \x03(\t\"\x10\n\x0eVersionRequest\"t\n\x0fVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x1b\n\x13\x63luster_incarnation\x18\x04 \x01(\t\x12\x14\n\x0c\x65tcd_version\x18\x05 \x01(\t2\x96\x06\n\x07\x43luster\x12\x39\n\x06\x43reate\x12\x16.shoal.v1.WriteRequest\x1a\x17.shoal.v1.WriteResponse\x12\x39\n\x06Update\x12\x16.shoal.v1.WriteRequest\x1a\x17.shoal.v1.WriteResponse\x12\x38\n\x05\x41pply\x12\x16.shoal.v1.WriteRequest\x1a\x17.shoal.v1.WriteResponse\x12:\n\x06\x44\x65lete\x12\x17.shoal.v1.DeleteRequest\x1a\x17.shoal.v1.WriteResponse\x12-\n\x03Get\x12\x14.shoal.v1.GetRequest\x1a\x10.shoal.v1.Object\x12\x35\n\x04List\x12\x15.shoal.v1.ListRequest\x1a\x16.shoal.v1.ListResponse\x12\x37\n\x05Watch\x12\x16.shoal.v1.WatchRequest\x1a\x14.shoal.v1.WatchBatch0\x01\x12\x38\n\x05Scale\x12\x16.shoal.v1.ScaleRequest\x1a\x17.shoal.v1.WriteResponse\x12\x36\n\x04Logs\x12\x15.shoal.v1.LogsRequest\x1a\x15.shoal.v1.TunnelFrame0\x01\x12\x38\n\x04\x45xec\x12\x15.shoal.v1.ExecRequest\x1a\x15.shoal.v1.TunnelFrame(\x01\x30\x01\x12H\n\tLoadImage\x12\x1a.shoal.v1.LoadImageRequest\x1a\x1b.shoal.v1.LoadImageResponse(\x01\x30\x01\x12J\n\x0bRemoveImage\x12\x1c.shoal.v1.RemoveImageRequest\x1a\x1b.shoal.v1.LoadImageResponse0\x01\x12>\n\x07Version\x12\x18.shoal.v1.VersionRequest\x1a\x19.shoal.v1.VersionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.proto.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBJECT']._serialized_start=102
-  _globals['_OBJECT']._serialized_end=156
-  _globals['_KEY']._serialized_start=158
-  _globals['_KEY']._serialized_end=210
-  _globals['_WRITEREQUEST']._serialized_start=212
-  _globals['_WRITEREQUEST']._serialized_end=319
-  _globals['_DELETEREQUEST']._serialized_start=322
-  _globals['_DELETEREQUEST']._serialized_end=497
-  _globals['_SCALEREQUEST']._serialized_start=500
-  _globals['_SCALEREQUEST']._serialized_end=632
-  _globals['_WRITERESULT']._serialized_start=634
-  _globals['_WRITERESULT']._serialized_end=733
-  _globals['_WRITERESPONSE']._serialized_start=735
-  _globals['_WRITERESPONSE']._serialized_end=808
-  _globals['_FIELDERROR']._serialized_start=810
-  _globals['_FIELDERROR']._serialized_end=853
-  _globals['_FAILURE']._serialized_start=855
-  _globals['_FAILURE']._serialized_end=954
-  _globals['_GETREQUEST']._serialized_start=956
-  _globals['_GETREQUEST']._serialized_end=1018
-  _globals['_LISTREQUEST']._serialized_start=1021
-  _globals['_LISTREQUEST']._serialized_end=1176
-  _globals['_LISTRESPONSE']._serialized_start=1178
-  _globals['_LISTRESPONSE']._serialized_end=1288
-  _globals['_WATCHREQUEST']._serialized_start=1290
-  _globals['_WATCHREQUEST']._serialized_end=1409
-  _globals['_WATCHEVENT']._serialized_start=1411
-  _globals['_WATCHEVENT']._serialized_end=1471
-  _globals['_WATCHBATCH']._serialized_start=1473
-  _globals['_WATCHBATCH']._serialized_end=1541
-  _globals['_LOGSREQUEST']._serialized_start=1543
-  _globals['_LOGSREQUEST']._serialized_end=1621
-  _globals['_EXECREQUEST']._serialized_start=1623
-  _globals['_EXECREQUEST']._serialized_end=1725
-  _globals['_EXECSTART']._serialized_start=1727
-  _globals['_EXECSTART']._serialized_end=1803
-  _globals['_LOADIMAGEREQUEST']._serialized_start=1805
-  _globals['_LOADIMAGEREQUEST']._serialized_end=1893
-  _globals['_LOADIMAGESTART']._serialized_start=1895
-  _globals['_LOADIMAGESTART']._serialized_end=1940
-  _globals['_REMOVEIMAGEREQUEST']._serialized_start=1942
-  _globals['_REMOVEIMAGEREQUEST']._serialized_end=1991
-  _globals['_LOADIMAGERESPONSE']._serialized_start=1993
-  _globals['_LOADIMAGERESPONSE']._serialized_end=2089
-  _globals['_VERSIONREQUEST']._serialized_start=2091
-  _globals['_VERSIONREQUEST']._serialized_end=2107
-  _globals['_VERSIONRESPONSE']._serialized_start=2109
-  _globals['_VERSIONRESPONSE']._serialized_end=2225
-  _globals['_CLUSTER']._serialized_start=2228
-  _globals['_CLUSTER']._serialized_end=3018
+  _globals['_OBJECT']._serialized_start=72
+  _globals['_OBJECT']._serialized_end=126
+  _globals['_KEY']._serialized_start=128
+  _globals['_KEY']._serialized_end=180
+  _globals['_WRITEREQUEST']._serialized_start=182
+  _globals['_WRITEREQUEST']._serialized_end=289
+  _globals['_DELETEREQUEST']._serialized_start=292
+  _globals['_DELETEREQUEST']._serialized_end=467
+  _globals['_SCALEREQUEST']._serialized_start=470
+  _globals['_SCALEREQUEST']._serialized_end=602
+  _globals['_WRITERESULT']._serialized_start=604
+  _globals['_WRITERESULT']._serialized_end=703
+  _globals['_WRITERESPONSE']._serialized_start=705
+  _globals['_WRITERESPONSE']._serialized_end=778
+  _globals['_FIELDERROR']._serialized_start=780
+  _globals['_FIELDERROR']._serialized_end=823
+  _globals['_FAILURE']._serialized_start=825
+  _globals['_FAILURE']._serialized_end=924
+  _globals['_GETREQUEST']._serialized_start=926
+  _globals['_GETREQUEST']._serialized_end=988
+  _globals['_LISTREQUEST']._serialized_start=991
+  _globals['_LISTREQUEST']._serialized_end=1146
+  _globals['_LISTRESPONSE']._serialized_start=1148
+  _globals['_LISTRESPONSE']._serialized_end=1258
+  _globals['_WATCHREQUEST']._serialized_start=1260
+  _globals['_WATCHREQUEST']._serialized_end=1379
+  _globals['_WATCHEVENT']._serialized_start=1381
+  _globals['_WATCHEVENT']._serialized_end=1441
+  _globals['_WATCHBATCH']._serialized_start=1443
+  _globals['_WATCHBATCH']._serialized_end=1511
+  _globals['_LOGSREQUEST']._serialized_start=1513
+  _globals['_LOGSREQUEST']._serialized_end=1591
+  _globals['_EXECREQUEST']._serialized_start=1593
+  _globals['_EXECREQUEST']._serialized_end=1695
+  _globals['_EXECSTART']._serialized_start=1697
+  _globals['_EXECSTART']._serialized_end=1773
+  _globals['_LOADIMAGEREQUEST']._serialized_start=1775
+  _globals['_LOADIMAGEREQUEST']._serialized_end=1863
+  _globals['_LOADIMAGESTART']._serialized_start=1865
+  _globals['_LOADIMAGESTART']._serialized_end=1910
+  _globals['_REMOVEIMAGEREQUEST']._serialized_start=1912
+  _globals['_REMOVEIMAGEREQUEST']._serialized_end=1961
+  _globals['_LOADIMAGERESPONSE']._serialized_start=1963
+  _globals['_LOADIMAGERESPONSE']._serialized_end=2059
+  _globals['_VERSIONREQUEST']._serialized_start=2061
+  _globals['_VERSIONREQUEST']._serialized_end=2077
+  _globals['_VERSIONRESPONSE']._serialized_start=2079
+  _globals['_VERSIONRESPONSE']._serialized_end=2195
+  _globals['_CLUSTER']._serialized_start=2198
+  _globals['_CLUSTER']._serialized_end=2988
 # @@protoc_insertion_point(module_scope)

@@ -27,9 +27,15 @@ def generate(out: Path) -> None:
     ]
     if protoc.main(args) != 0:
         raise SystemExit("protoc refused the .proto files; its message is above")
-    for path in (out / "shoal/proto/v1").glob("*_pb2_grpc.py*"):
-        if "servicer" not in path.read_text().lower():
-            path.unlink()  # files without a service get an empty stub
+    for proto in (out / "shoal/proto/v1").parent.glob("v1/*_pb2.py"):
+        if not any(line.startswith("service ") for line in source_of(proto).read_text().splitlines()):
+            for suffix in ("py", "pyi"):  # files without a service get empty stubs
+                (proto.parent / f"{proto.stem}_grpc.{suffix}").unlink(missing_ok=True)
+
+
+def source_of(generated: Path) -> Path:
+    """The .proto file that a generated module came from."""
+    return ROOT / "src/shoal/proto/v1" / f"{generated.stem.removesuffix('_pb2')}.proto"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""What the machine offers: the port through which the agent reads capacity and pressure.
+
+A real machine answers from /proc; a node of the development cluster from its own cgroup and flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    milli_cpu: int
+    memory_bytes: int
+    pods: int
+    ephemeral_storage_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineInfo:
+    machine_id: str
+    boot_id: str
+    kernel: str
+    os_image: str
+    architecture: str  # as OCI writes it: amd64, arm64
+    hostname: str
+
+
+class Machine(Protocol):
+    def capacity(self) -> Capacity: ...
+    def info(self) -> MachineInfo: ...
