@@ -10,9 +10,9 @@ cd "$(dirname "$0")/.."
 TOOLS=$PWD/.tools
 
 DEMO_PACKAGES=(python3-venv iproute2 nftables busybox-static libseccomp2 procps)
-TEST_PACKAGES=("${DEMO_PACKAGES[@]}" skopeo umoci vagrant e2fsprogs)
+TEST_PACKAGES=("${DEMO_PACKAGES[@]}" skopeo umoci vagrant e2fsprogs iputils-ping)
 DEMO_COMMANDS=(ip nft busybox)
-TEST_COMMANDS=("${DEMO_COMMANDS[@]}" skopeo umoci vagrant mkfs.ext4)
+TEST_COMMANDS=("${DEMO_COMMANDS[@]}" skopeo umoci vagrant mkfs.ext4 ping)
 
 say() { echo "shoal: $*" >&2; }
 
