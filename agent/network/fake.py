@@ -1,56 +1,50 @@
-"""The pod network in memory, for unit tests and simulation. It outlives the agent, as the kernel's would."""
+"""An in-memory pod network, for unit tests and the simulation."""
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
 
+from shoal.agent.network.ipam import RangeFull, next_address
 from shoal.agent.network.port import NetworkFault, Peer
 
 
 class FakeNetwork:
-    """`failing` makes every call raise NetworkFault with that text; `attachments` counts new addresses per pod."""
+    """Implements port.Network. It outlives its agent, as a node's kernel does; `broken` makes calls fail."""
 
     def __init__(self) -> None:
-        self.failing = ""
-        self.pod_cidr = ""
+        self.pods: dict[str, str] = {}
         self.peers: tuple[Peer, ...] = ()
-        self.attachments: dict[str, int] = {}
-        self._addresses: dict[str, str] = {}
+        self.range: IPv4Network | None = None
+        self.broken = ""
+
+    def _check(self) -> None:
+        if self.broken:
+            raise NetworkFault(self.broken)
 
     async def configure(self, pod_cidr: str, cluster_cidr: str) -> None:
         self._check()
-        self.pod_cidr = pod_cidr
+        self.range = IPv4Network(pod_cidr)
 
     async def sync_peers(self, peers: Sequence[Peer]) -> None:
         self._check()
-        self.peers = tuple(sorted(peers, key=lambda peer: peer.name))
+        self.peers = tuple(peers)
 
     async def attach(self, pod_uid: str, netns: str) -> str:
         self._check()
-        if pod_uid not in self._addresses:
-            self._addresses[pod_uid] = self._free_address()
-            self.attachments[pod_uid] = self.attachments.get(pod_uid, 0) + 1
-        return self._addresses[pod_uid]
+        if self.range is None:
+            raise NetworkFault("the node has no pod range yet: it has not reached the master")
+        if pod_uid not in self.pods:
+            used = {IPv4Address(a) for a in self.pods.values()}
+            try:
+                self.pods[pod_uid] = str(next_address(self.range, used, None))
+            except RangeFull as fault:
+                raise NetworkFault(str(fault)) from fault
+        return self.pods[pod_uid]
 
     async def detach(self, pod_uid: str) -> None:
         self._check()
-        self._addresses.pop(pod_uid, None)
+        self.pods.pop(pod_uid, None)
 
     async def attached(self) -> Mapping[str, str]:
-        return dict(self._addresses)
-
-    def _check(self) -> None:
-        if self.failing:
-            raise NetworkFault(self.failing)
-
-    def _free_address(self) -> str:
-        if not self.pod_cidr:
-            raise NetworkFault("the node has no pod range yet: it gets one from the master")
-        hosts = ipaddress.ip_network(self.pod_cidr).hosts()
-        next(hosts)  # the bridge's
-        taken = set(self._addresses.values())
-        for host in hosts:
-            if str(host) not in taken:
-                return str(host)
-        raise NetworkFault(f"no address is left in {self.pod_cidr}")
+        return dict(self.pods)
