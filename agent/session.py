@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from shoal.agent.assignments import Assembler, Broken, Change, Gap, Stale
@@ -25,7 +25,6 @@ STATUS_INTERVAL_S = 0.1
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 5.0  # about the time that another master needs to become the leader
 REFUSED_BACKOFF_S = 30.0  # a person has to act: cloned, wrong certificate, wrong version
-UNANSWERED_HEARTBEATS = 3
 MAX_HINTS = 3  # leaders' addresses followed in a row without waiting
 DEFAULT_PERIOD_S = 5.0
 
@@ -238,7 +237,6 @@ class Session:
                 return Ended(f"the session was lost: {fault}", welcomed=True)
             if down is None:
                 return Ended("the master ended the session", welcomed=True)
-            talk.unanswered = 0
             self.last_contact = asyncio.get_running_loop().time()
             ended = await self._take(down, talk, address)
             if ended is not None:
@@ -253,9 +251,9 @@ class Session:
             case "open":
                 self._opened(down.open, address)
             case "heartbeat_ack":
-                pass
+                pass  # a leader that cannot renew keeps its sessions without acknowledging: silence judges nobody
             case "reject":  # a session can also be refused later: superseded, or the leader is another one now
-                return replace_welcomed(self._rejected(down.reject))
+                return replace(self._rejected(down.reject), welcomed=True)
             case other:
                 log.warning("the master sent %s, which this agent does not know in a session", other)
         return None
@@ -284,8 +282,6 @@ class Session:
             if up is None:
                 await self._sleep_until(self._due(talk))
                 continue
-            if talk.unanswered > UNANSWERED_HEARTBEATS:
-                return Ended(f"it did not answer {UNANSWERED_HEARTBEATS} heartbeats", welcomed=True)
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await talk.stream.send(up)
@@ -311,7 +307,6 @@ class Session:
                 return s.Up(node=report)
         if now >= talk.last_sent + talk.period:
             talk.number += 1
-            talk.unanswered += 1
             return s.Up(heartbeat=s.Heartbeat(number=talk.number))
         return None
 
@@ -337,13 +332,5 @@ class _Talk:
     assembler: Assembler
     period: float
     number: int = 0
-    unanswered: int = 0
     last_sent: float = 0.0
     last_status: float = float("-inf")
-
-
-def replace_welcomed(ended: Ended) -> Ended:
-    return Ended(ended.why, True, ended.retry_after, ended.leader, ended.refused)
-
-
-Opened = Callable[[s.Open, str], Awaitable[None]]

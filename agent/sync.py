@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from shoal.agent.assignments import Change
@@ -12,8 +12,8 @@ from shoal.agent.network.port import Network, NetworkFault, Peer
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.backoff import retry_delay
 from shoal.agent.pods.worker import Found, NodePorts, Worker, by_pod
-from shoal.agent.runtime.port import ContainerState, RuntimeGone
-from shoal.agent.state import ClusterRecord, PodRecord, Position, State, StateFault
+from shoal.agent.runtime.port import RuntimeGone
+from shoal.agent.state import ClusterRecord, PodRecord, Position, StateFault
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
