@@ -6,7 +6,6 @@ no path of the archive is used on the disk, and nothing but documents of a few M
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,18 @@ from dataclasses import dataclass
 from shoal.agent.images import names, oci, tar
 from shoal.agent.images.oci import Descriptor
 from shoal.agent.images.port import ImageFault
-from shoal.agent.images.streams import CHUNK, Bounds, Digest, Limited, Read, Region, digest_of, unpacker
+from shoal.agent.images.streams import (
+    CHUNK,
+    DEFAULT_BOUNDS,
+    Bounds,
+    Digest,
+    Limited,
+    Read,
+    ReadAt,
+    Region,
+    digest_of,
+    unpacker,
+)
 
 MAX_MEMBERS = 100_000
 MAX_LINKS = 16
@@ -69,11 +79,13 @@ def spool(read: Read, write: Callable[[bytes], object], bounds: Bounds) -> int:
 class Archive:
     """A spooled archive. `stop` is asked while reading."""
 
-    def __init__(self, fd: int, bounds: Bounds, stop: Callable[[], bool] = lambda: False) -> None:
-        self._fd, self._bounds, self._stop = fd, bounds, stop
+    def __init__(
+        self, read_at: ReadAt, size: int, bounds: Bounds = DEFAULT_BOUNDS, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._read_at, self._bounds, self._stop = read_at, bounds, stop
         self._blobs: dict[str, Blob] = {}
         self._links: dict[str, str] = {}
-        self._index(os.fstat(fd).st_size)
+        self._index(size)
 
     def images(self, architecture: str) -> list[Found]:
         """All images for this platform, each named or not. Raises ImageFault."""
@@ -92,10 +104,10 @@ class Archive:
         )
 
     def region(self, blob: Blob) -> Region:
-        return Region(self._fd, blob.offset, blob.size, self._stop)
+        return Region(self._read_at, blob.offset, blob.size, self._stop)
 
     def _index(self, size: int) -> None:
-        region = Region(self._fd, 0, size, self._stop)
+        region = Region(self._read_at, 0, size, self._stop)
         members = tar.Tar(region.read, "the archive", region.skip)
         for entry in members:
             path = _path(entry.name)
@@ -199,7 +211,9 @@ class Archive:
         parts = zip(layer_digests, config.diff_ids, oci.chain_ids(config.diff_ids), blobs, strict=True)
         size = len(document) + sum(blob.size for blob in blobs)
         layers = [LayerSource(*part) for part in parts]
-        return Found(tuple(image_names), digests[0], tuple(digests), digest_of(document), size, document, config, layers)
+        return Found(
+            tuple(image_names), digests[0], tuple(digests), digest_of(document), size, document, config, layers
+        )
 
     def _docker(self) -> list[Found]:
         by_layer: dict[str, list[str]] = {}

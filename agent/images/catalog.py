@@ -54,7 +54,7 @@ class Catalog:
                 digests = tuple(dict.fromkeys((*known.digests, *record.digests)))
                 record = replace(record, names=every, digests=digests)
             images[record.digest] = record
-        return Catalog(images, self.holders)._pruned()
+        return Catalog(images, self.holders).pruned()
 
     def remove(self, name: str) -> Catalog:
         """Takes one name away, or all when asked by digest. Raises ImageFault(NotFound, InUse)."""
@@ -67,14 +67,14 @@ class Catalog:
         if users and not left:
             shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
             raise ImageFault("InUse", f"the image {name} is used by {shown}: delete its pods first")
-        return Catalog({**self.images, record.digest: replace(record, names=left)}, self.holders)._pruned()
+        return Catalog({**self.images, record.digest: replace(record, names=left)}, self.holders).pruned()
 
     def hold(self, holder: str, record: Record) -> Catalog:
         held = self.holders.get(holder, frozenset()) | {record.digest}
         return Catalog(self.images, {**self.holders, holder: held})
 
     def release(self, holder: str) -> Catalog:
-        return Catalog(self.images, {key: held for key, held in self.holders.items() if key != holder})._pruned()
+        return Catalog(self.images, {key: held for key, held in self.holders.items() if key != holder}).pruned()
 
     def chains(self) -> set[str]:
         """The layers that some image needs."""
@@ -85,6 +85,7 @@ class Catalog:
             return self.images[digest]
         return next((image for image in self.images.values() if digest == image.id or digest in image.digests), None)
 
-    def _pruned(self) -> Catalog:
+    def pruned(self) -> Catalog:
+        """Without images that have neither a name nor a holder."""
         held = {digest for digests in self.holders.values() for digest in digests}
         return Catalog({key: one for key, one in self.images.items() if one.names or key in held}, self.holders)

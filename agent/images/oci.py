@@ -254,7 +254,7 @@ def _member(document: Mapping[str, Any], key: str, what: str, kind: type, defaul
     return value
 
 
-_KIND_NAMES = {dict: "an object", list: "a list", str: "a string"}
+_KIND_NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
 
 
 def _list(document: Mapping[str, Any], key: str, what: str, kind: type) -> list[Any]:

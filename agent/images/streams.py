@@ -6,16 +6,17 @@ A reader is `read(n) -> bytes`: up to n bytes, b"" at the end only.
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import IO, cast
 
 import zstandard
 
 from shoal.agent.images.port import ImageFault
 
 Read = Callable[[int], bytes]
+ReadAt = Callable[[int, int], bytes]  # bytes wanted, offset
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -37,20 +38,23 @@ class Bounds:
     layers: int = 256
 
 
+DEFAULT_BOUNDS = Bounds()
+
+
 class Stopped(Exception):
     """The load was given up by its caller."""
 
 
 class Region:
-    """A part of an open file, read by position; `stop` is asked before each read."""
+    """A part of a file, read by position; `stop` is asked before each read."""
 
-    def __init__(self, fd: int, offset: int, size: int, stop: Callable[[], bool] = lambda: False) -> None:
-        self._fd, self._at, self._end, self._stop = fd, offset, offset + size, stop
+    def __init__(self, read_at: ReadAt, offset: int, size: int, stop: Callable[[], bool] = lambda: False) -> None:
+        self._read_at, self._at, self._end, self._stop = read_at, offset, offset + size, stop
 
     def read(self, n: int) -> bytes:
         if self._stop():
             raise Stopped
-        data = os.pread(self._fd, min(n, self._end - self._at), self._at)
+        data = self._read_at(min(n, self._end - self._at), self._at)
         self._at += len(data)
         return data
 
@@ -62,7 +66,7 @@ class Digest:
     """Passes on what it reads and keeps the digest and the count of it."""
 
     def __init__(self, read: Read, algorithm: str = "sha256") -> None:
-        self._read, self._hash = read, hashlib.new(algorithm, usedforsecurity=True)
+        self._read, self._hash = read, hashlib.new(algorithm)
         self._algorithm = algorithm
         self.count = 0
 
@@ -123,22 +127,23 @@ class Unzstd:
     """Undoes zstd of one or several frames (RFC 8878), skippable ones too."""
 
     def __init__(self, read: Read, what: str, first: bytes = b"") -> None:
-        self._source, self._first, self._what = read, first, what
+        self._what = what
         engine = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW)
-        self._reader = engine.stream_reader(self, read_size=CHUNK, read_across_frames=True)
-        self._inner = False
+        source = cast(IO[bytes], _Source(_joined(first, read)))
+        self._reader = engine.stream_reader(source, read_size=CHUNK, read_across_frames=True)
 
     def read(self, n: int) -> bytes:
-        if self._inner:  # the engine's own call for packed bytes
-            data, self._first = self._first or self._source(n), b""
-            return data
-        self._inner = True
         try:
             return bytes(self._reader.read(n))
         except zstandard.ZstdError as error:
             raise ImageFault("BadArchive", f"{self._what} is not intact zstd data: {error}") from error
-        finally:
-            self._inner = False
+
+
+class _Source:
+    """The one method of a file that zstandard asks for."""
+
+    def __init__(self, read: Read) -> None:
+        self.read = read
 
 
 _UNSUPPORTED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"Rar!": "rar"}
