@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import shoal
@@ -104,6 +104,16 @@ class Agent:
     def connected(self) -> bool:
         return self.session is not None and self.session.connected
 
+    def unready(self) -> list[str]:
+        """Why this node cannot take pods now; empty when it can."""
+        checks = {
+            "state": "" if self.restored else "the node's pods have not been taken up yet",
+            "runtime": self.reporter.runtime_fault,
+            "network": self.reporter.network_fault,
+            "session": "" if self.connected else "no session with a master",
+        }
+        return [f"{name}: {fault}" for name, fault in checks.items() if fault]
+
     async def run(self) -> None:
         """Takes up what is on the node, then serves. Raises StateFault when its data folder cannot be used."""
         fresh = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
@@ -163,6 +173,8 @@ class Agent:
             finally:
                 first.cancel()
                 await asyncio.gather(first, return_exceptions=True)
+                if isinstance(events, AsyncGenerator):
+                    await events.aclose()
             failures += 1
             log.warning("the node's runtime does not answer: %s; containers go on, a new contact is tried", fault)
             self._runtime_changed(fault)
@@ -187,3 +199,10 @@ class Agent:
     def _node_changed(self) -> None:
         if self.session is not None:
             self.session.node_changed()
+
+    async def refresh_usage(self) -> None:
+        """Asks the runtime what the containers use, for the metrics; what it said last stays when it is away."""
+        try:
+            self.usage = await self._ports.runtime.usage()
+        except RuntimeGone as fault:
+            log.warning("the containers' usage is not known: %s", fault)
