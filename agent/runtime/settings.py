@@ -1,9 +1,9 @@
 """What the spawner is told by its configuration file (JSON), and where everything of a node's runtime lies.
 
-    <run>/spawner.sock, spawner.lock, spawner.json, spawner.log   the spawner's door, lock, settings, faults
-    <run>/pods/<uid>.sock, <uid>.lock                             a supervisor's door; the lock holds its pid
-    <run>/sandboxes/<uid>/{net,ipc,uts}                           the pods' namespaces
-    <data>/pods/..., <data>/trash/                                see records.py
+<run>/spawner.sock, spawner.lock, spawner.json, spawner.log   the spawner's door, lock, settings, faults
+<run>/pods/<uid>.sock, <uid>.lock                             a supervisor's door; the lock holds its pid
+<run>/sandboxes/<uid>/{net,ipc,uts}                           the pods' namespaces
+<data>/pods/..., <data>/trash/                                see records.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The spawner: one per node, forks a supervisor per pod and keeps what must not die with a supervisor.
 
-Started as `python -S -E -I .../boot.py spawner --config FILE`. It runs from a sealed copy of the interpreter, so that no
+Started as `python -S -E -I .../boot.py spawner --config FILE`. It runs from a sealed copy of the interpreter: no
 container can reach the host's (CVE-2019-5736), is the reaper of orphaned containers (PR_SET_CHILD_SUBREAPER), and holds
 duplicates of all pipes and pidfds. SIGHUP replaces it by a new version of itself (execve: children and descriptors
 stay); SIGTERM ends it and leaves the pods alone. wire.py draws what it says. Standard library only, single-threaded.
@@ -419,7 +419,7 @@ def seal_interpreter() -> None:
             done += os.sendfile(memfd, source.fileno(), done, size - done)
     fcntl.fcntl(memfd, syscalls.F_ADD_SEALS, syscalls.SEALS_ALL)
     # argv[0] names the real one: from there Python finds its standard library.
-    os.execve(memfd, [sys.executable, *sys.orig_argv[1:]], os.environ)
+    os.execve(memfd, [sys.executable, *sys.orig_argv[1:]], os.environ)  # noqa: S606
 
 
 def replace_image(spawner: Spawner) -> None:
@@ -437,7 +437,7 @@ def replace_image(spawner: Spawner) -> None:
         os.set_inheritable(fd, True)
     argv = [word for word in sys.orig_argv[1:] if not word.startswith("--state=")]
     log("continues as a new version of itself")
-    os.execv(sys.executable, [sys.executable, *argv, f"--state={memfd}"])
+    os.execv(sys.executable, [sys.executable, *argv, f"--state={memfd}"])  # noqa: S606
 
 
 def restore(settings: Settings, memfd: int) -> Spawner:

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
 from shoal.agent.runtime import launch, logs, namespaces, records, wire
@@ -93,6 +94,7 @@ class Execution:
     pid: int
     pidfd: int
     status: int
+    own: bool = True  # our child
 
 
 class Supervisor:
@@ -187,8 +189,8 @@ class Supervisor:
         try:
             if os.readlink(path) != pipes.get(stream, "none"):
                 return None
-            for flags in (os.O_RDONLY, os.O_WRONLY):
-                opened.append(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC))
+            opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            opened.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             if os.readlink(f"/proc/self/fd/{opened[0]}") == pipes.get(stream):
                 return Stream(logs.Stamper(stream), opened[0], opened[1])
         except OSError:
@@ -198,7 +200,7 @@ class Supervisor:
 
     def _take_execution(self, kept: Kept) -> None:
         self.count = max(self.count, int(kept.key.rpartition("/")[2]))
-        execution = Execution(kept.key, int(kept.facts.get("pid", 0)), kept.fds["pidfd"], kept.fds["status"])
+        execution = Execution(kept.key, int(kept.facts.get("pid", 0)), kept.fds["pidfd"], kept.fds["status"], False)
         self.executions[kept.key] = execution
         self.poller.watch(execution.pidfd, lambda: self._orphaned_execution(execution))
 
@@ -308,6 +310,9 @@ class Supervisor:
         del message
         path = self.cgroups.pod_path(self.pod)
         self.cgroups.kill(path)
+        for execution in list(self.executions.values()):  # unreaped, they would hold up the end of their container
+            if _ends_within(execution.pidfd, EMPTY_SECONDS) and execution.own:
+                self._executed(execution)
         for live in list(self.live.values()):
             if not _ends_within(live.pidfd, EMPTY_SECONDS):
                 raise Refused(f"process {live.pid} of {self.pod}/{live.name} does not end although it was killed")
@@ -331,7 +336,7 @@ class Supervisor:
 
     def _logs_outside(self, folder: str) -> list[str]:
         try:
-            with open(f"{folder}/logs") as file:
+            with open(f"{folder}/log-paths") as file:
                 return [line for line in file.read().splitlines() if not line.startswith(folder + "/")]
         except FileNotFoundError:
             return []
@@ -372,7 +377,6 @@ class Supervisor:
             error = error or launch.LaunchError("CreateContainerError", str(fault)[:MAX_ERROR], 128)
             self._forget(live)
             self._clear_cgroup(self._path(live))
-            records.discard(self.settings.data, self._work(live), f"{self.pod}.{name}-{attempt}")
             self._write_start_error(name, attempt, error)
             raise error from fault
         self._fault_point("launched")
@@ -396,28 +400,22 @@ class Supervisor:
         records.reserve(folder, "started")
         records.reserve(folder, "exit")
         if spec.get("log_path"):
-            with open(f"{records.pod_folder(self.settings.data, self.pod)}/logs", "a") as file:
+            with open(f"{records.pod_folder(self.settings.data, self.pod)}/log-paths", "a") as file:
                 file.write(f"{spec['log_path']}\n")
         records.write(folder, "intent", {"spec": spec, "seccomp": profile, "boot": self.boot, "at": time.time()})
 
     def _launch_process(self, live: Live, sandbox: str, bpf: bytes) -> launch.Launched:
-        path = self._path(live)
-        self.cgroups.create(path)
-        self.cgroups.limit(path, live.spec.get("limits") or {})
-        self.cgroups.allow_devices(path)
         for stream in STREAMS:
             live.streams[stream] = self._pipe(stream)
         self._keep_run(live)  # before the start: the container must never write into a pipe without a reader
         self._fault_point("pipes")
-        work = self._work(live)
-        os.makedirs(work, mode=0o700, exist_ok=True)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             return launch.launch(
                 live.spec,
                 sandbox=sandbox,
                 cgroups=self.cgroups,
-                work=work,
+                work=self._work(live),
                 stdin=null,
                 stdout=live.streams["stdout"].write,
                 stderr=live.streams["stderr"].write,
@@ -456,11 +454,14 @@ class Supervisor:
 
     def _watch(self, live: Live) -> None:
         for pipe in live.streams.values():
-            self.poller.watch(pipe.read, lambda pipe=pipe: self._drain(live, pipe))  # type: ignore[misc]
+            self.poller.watch(pipe.read, partial(self._on_output, live, pipe))
         if live.pidfd >= 0:
             self.poller.watch(live.pidfd, lambda: self._on_end(live))
         else:
             self.poller.after(0, (live.key, "end"), lambda: self._on_end(live))
+
+    def _on_output(self, live: Live, pipe: Stream) -> None:
+        self._drain(live, pipe)
 
     def _drain(self, live: Live, pipe: Stream) -> int:
         """Reads one piece into the log; the number of bytes."""

@@ -7,7 +7,7 @@ memfd, the packet says {"memfd": bytes} and the memfd is the first descriptor. E
 SO_PEERCRED; both listeners refuse other users.
 
     request   {"id": n, "op": ..., ...}       agent -> spawner, relayed to the pod's supervisor when it has a "pod"
-    answer    {"id": n, "ok": {...}}          with exec: descriptors stdin, stdout, stderr (or one terminal), status, pidfd
+    answer    {"id": n, "ok": {...}}          with exec also descriptors, named by "fds"
               {"id": n, "error": {"kind": "start" | "gone" | "fault", "reason", "message", "exit_code"}}
     event     {"event": "started" | "exited", "run": [pod, name, attempt], ...}   to agents that sent "subscribe"
 
@@ -288,17 +288,18 @@ class Channel:
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Sends now or queues (with duplicates of `fds`); a reader that is too slow is cut off."""
-        if not self.open:
+        if not self.open or (not self._queue and self._try(message, fds)):
             return
-        if not self._queue and self._try(message, fds):
-            return
-        if not self.open:
+        if not self._is_open():
             return
         if len(self._queue) >= MAX_QUEUED:
             self.close()
             return
         self._queue.append((message, [os.dup(fd) for fd in fds]))
         self._poller.watch(self.sock.fileno(), self._ready, write=True)
+
+    def _is_open(self) -> bool:
+        return self.open
 
     def _try(self, message: Message, fds: Sequence[int]) -> bool:
         try:
