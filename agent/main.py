@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -48,8 +49,8 @@ class CannotRun(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        options = parse(argv)
-        config = load(options.pop("config"), options)
+        path, flags = parse(argv)
+        config = load(path, flags)
     except ConfigError as fault:
         print(fault, file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
@@ -64,16 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except BaseExceptionGroup as group:
         known, rest = group.split((StateFault, RuntimeFault, ImageFault, OSError))
-        for fault in known.exceptions if known is not None else ():
-            log.error("the agent of node %s cannot go on: %s", config.node, fault)
+        for known_fault in known.exceptions if known is not None else ():
+            log.error("the agent of node %s cannot go on: %s", config.node, known_fault)
         if rest is not None:
             log.error("the agent of node %s failed", config.node, exc_info=rest)
         return EXIT_FAILED
     return 0
 
 
-def parse(argv: Sequence[str] | None) -> dict[str, object]:
-    """Flags as settings; the file has more of them."""
+def parse(argv: Sequence[str] | None) -> tuple[Path | None, dict[str, Any]]:
+    """The file, and the flags as settings; the file has more of them."""
     parser = argparse.ArgumentParser(prog="shoal-agent", description="Runs the pods that are assigned to this node.")
     parser.add_argument("--config", type=Path, help="a YAML file with the same settings and more")
     parser.add_argument("--node", help="this node's name, as in its certificate")
@@ -91,7 +92,8 @@ def parse(argv: Sequence[str] | None) -> dict[str, object]:
     parser.add_argument("--label", type=pairs, dest="labels", metavar="key=value,...")
     parser.add_argument("--boot-id", dest="boot_id", help="instead of the machine's own")
     parser.add_argument("--log-level", dest="log_level")
-    return vars(parser.parse_args(argv))
+    flags = vars(parser.parse_args(argv))
+    return flags.pop("config"), flags
 
 
 def pairs(text: str) -> dict[str, str]:
