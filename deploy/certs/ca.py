@@ -114,7 +114,7 @@ class Authority:
             raise CertificateError(f"no profile {profile!r}: choose one of {', '.join(sorted(PROFILES))}")
         if not DNS_NAME.fullmatch(name) or len(name) > COMMON_NAME_LIMIT:
             raise CertificateError(
-                f"the name {name!r} must be lower-case letters, digits, '-' and '.', at most {COMMON_NAME_LIMIT} of them"
+                f"the name {name!r} must be at most {COMMON_NAME_LIMIT} lower-case letters, digits, '-' and '.'"
             )
         if name == "ca":
             raise CertificateError("the name 'ca' is the authority's own: choose another")
@@ -160,9 +160,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)

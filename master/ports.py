@@ -1,0 +1,63 @@
+"""What the API and the dispatcher need of others, as protocols: the store's face, leadership, streams of frames."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import Protocol
+
+from shoal.master.model import Change, Event, Fault, Record, View
+from shoal.proto.v1 import session_pb2 as s
+
+
+class Page(Protocol):
+    """One page of a list, of one revision."""
+
+    @property
+    def records(self) -> Sequence[Record]: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def continue_token(self) -> str: ...
+    @property
+    def remaining(self) -> int: ...
+
+
+class StoreFace(Protocol):
+    """The part of `store.Store` that is used here; see there."""
+
+    @property
+    def view(self) -> View: ...
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]: ...
+    def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]: ...
+
+
+class Authority(Protocol):
+    """Leadership as far as the dispatcher cares: its epoch, and whether it still holds by our own clock."""
+
+    @property
+    def epoch(self) -> int: ...
+    def valid(self) -> bool: ...
+
+
+class Stream(Protocol):
+    """The master's end of one agent's Session. After close() or the peer's end, receive() gives None and send()
+    raises StreamClosed."""
+
+    async def send(self, message: s.Down) -> None: ...
+    async def receive(self) -> s.Up | None: ...
+    def close(self) -> None: ...
+
+
+class TunnelStream(Protocol):
+    """The master's end of one Tunnel call; the same rules as Stream."""
+
+    async def send(self, frame: s.TunnelFrame) -> None: ...
+    async def receive(self) -> s.TunnelFrame | None: ...
+    def close(self) -> None: ...
+
+
+class StreamClosed(Exception):
+    """The other side is gone; nothing more can be sent."""
+
+
+Predicate = Callable[[Record], bool]
