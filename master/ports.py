@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Protocol
 
-from shoal.master.model import Change, Event, Fault, Record, View
+from shoal.master.model import Change, Event, Fault, Object, Record, View
 from shoal.proto.v1 import session_pb2 as s
+
+Predicate = Callable[[Object], bool]
+
+
+class StoreFace(Protocol):
+    """The part of `store.Store` that is used here; see there."""
+
+    @property
+    def view(self) -> View: ...
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]: ...
+    def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]: ...
 
 
 class Page(Protocol):
@@ -22,13 +33,43 @@ class Page(Protocol):
     def remaining(self) -> int: ...
 
 
-class StoreFace(Protocol):
-    """The part of `store.Store` that is used here; see there."""
+class Seen(Protocol):
+    """One event as a watcher with a selector sees it; a deleted object's record is its last state."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def record(self) -> Record: ...
+
+
+class Batch(Protocol):
+    """Whole revisions; without events a bookmark."""
+
+    @property
+    def revision(self) -> int: ...
+    @property
+    def events(self) -> Sequence[Seen]: ...
+
+
+class ReadFace(Protocol):
+    """The store's reading side; followers have it too."""
 
     @property
     def view(self) -> View: ...
-    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]: ...
-    def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]: ...
+    def list_page(
+        self, kind: str, namespace: str | None, predicate: Predicate | None, limit: int, continue_token: str
+    ) -> Page: ...
+    def watch(
+        self, kinds: Collection[str] | None, from_revision: int, predicate: Predicate | None
+    ) -> AsyncIterator[Batch]: ...
+    async def wait_revision(self, revision: int) -> None: ...
+
+
+class ApiStore(StoreFace, ReadFace, Protocol):
+    """What the API needs of the store."""
+
+    @property
+    def view(self) -> View: ...
 
 
 class Authority(Protocol):
@@ -58,6 +99,3 @@ class TunnelStream(Protocol):
 
 class StreamClosed(Exception):
     """The other side is gone; nothing more can be sent."""
-
-
-Predicate = Callable[[Record], bool]

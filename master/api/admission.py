@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from shoal.master.api import rules
 from shoal.master.api.faults import Forbidden, Invalid, invalid_object
 from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, Object, TooLarge, View, key_of
+from shoal.proto import known
+from shoal.proto.defaults import apply_defaults
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
+from shoal.proto.validation import validate, validate_update
 
 OBJECTS = 100  # in one request
 OBJECT_BYTES = 1 << 20  # a group of the store's holds no more
@@ -21,7 +23,6 @@ SYSTEM_NAMESPACE = "shoal-system"
 UIDS = uuid.UUID("6d9f4f8c-1b6e-5f0e-9c53-0a5f6a1c9a11")  # the name space of uids that derive from request ids
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes': no vowels, so no words
 SUFFIX_CHARACTERS = 5
-LAST_APPLIED = "shoal.dev/last-applied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def decode(envelope: c.Object) -> Object:
     if message.kind not in ("", envelope.kind):
         raise Invalid(f"the envelope says {envelope.kind}, the object in it {message.kind[:60]!r}")
     message.kind = envelope.kind
-    message.apiVersion = message.apiVersion or rules.api_version(envelope.kind)
+    message.apiVersion = message.apiVersion or known.API_VERSIONS[envelope.kind]
     if envelope.kind not in CLUSTER_SCOPED and not message.metadata.namespace:
         message.metadata.namespace = DEFAULT_NAMESPACE
     return message
@@ -90,9 +91,8 @@ def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
     if not meta.name and meta.generateName:
         meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
     _clear_servers_fields(obj)
-    rules.apply_defaults(obj)
-    problems = rules.problems(obj)
-    problems.extend(_creation_problems(view, obj))
+    apply_defaults(obj)
+    problems = [*validate(obj), *_creation_problems(view, obj)]
     if problems:
         raise invalid_object(str(key_of(obj)), problems)
     _check_namespace(view, obj)
@@ -150,8 +150,8 @@ def prepare_update(old: Object, new: Object) -> None:
     if new.metadata.uid and new.metadata.uid != old.metadata.uid:
         raise Conflict(f"{key} is another object now (uid {old.metadata.uid}, not {new.metadata.uid}): read it again")
     _keep_servers_fields(old, new)
-    rules.apply_defaults(new)
-    problems = [*rules.problems(new), *rules.update_problems(old, new), *_late_finalizers(old, new)]
+    apply_defaults(new)
+    problems = [*validate_update(old, new), *_late_finalizers(old, new)]
     if problems:
         raise invalid_object(str(key), problems)
     if has_spec(new) and _spec(new) != _spec(old):

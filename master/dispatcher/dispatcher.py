@@ -17,7 +17,7 @@ from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.session import Peer, Session
 from shoal.master.dispatcher.status_writer import StatusWriter
 from shoal.master.dispatcher.tunnels import Tunnel, Tunnels
-from shoal.master.model import Event, Fault, Key, Unavailable, View
+from shoal.master.model import Change, Event, Fault, Key, Unavailable, View
 from shoal.master.ports import Authority, StoreFace, Stream, StreamClosed, TunnelStream
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
@@ -293,6 +293,7 @@ class Dispatcher:
             all_nodes = (n for n in self.view.all("Node") if isinstance(n, o.Node))
             has_range = isinstance(known, o.Node) and known.spec.podCIDR
             cidr = "" if has_range else self._ranges.allot(hello.node, all_nodes)
+            change: Change
             if isinstance(known, o.Node):
                 change = nodes.joined(hello, cidr, known.metadata.uid)
             else:
