@@ -10,12 +10,12 @@ import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from shoal.master.dispatcher import nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.session import Peer, Session
-from shoal.master.dispatcher.status_writer import StatusWriter
+from shoal.master.dispatcher.status_writer import Counters, StatusWriter
 from shoal.master.dispatcher.tunnels import Tunnel, Tunnels
 from shoal.master.model import Change, Event, Fault, Key, Unavailable, View
 from shoal.master.ports import Authority, StoreFace, Stream, StreamClosed, TunnelStream
@@ -45,16 +45,6 @@ class Config:
     busy_retry: float = 1.0
 
 
-@dataclass(slots=True)
-class Counters:
-    """For metrics: totals since the start."""
-
-    accepted: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    reports: int = 0
-    refused_reports: int = 0
-
-
 Report = Callable[[Key, str, str], None]  # object, reason, message: becomes an Event
 
 
@@ -69,6 +59,8 @@ class Dispatcher:
         now: Callable[[], float],
         rng: random.Random,
         report: Report = lambda key, reason, message: None,
+        joined: Callable[[str], None] = lambda node: None,
+        counters: Counters | None = None,
     ) -> None:
         self._store = store
         self._authority = authority
@@ -76,11 +68,13 @@ class Dispatcher:
         self._now = now
         self._rng = rng
         self._report = report
+        self._joined = joined
         self._clock = asyncio.get_running_loop().time
         self._ranges = nodes.Ranges(config.cluster_cidr)
         self._admission = Admission(config.admissions_per_second, config.admission_burst)
         self._tunnels = Tunnels(rng, config.tunnel_patience)
-        self._writer = StatusWriter(store)
+        self.counters = counters or Counters()
+        self._writer = StatusWriter(store, self.counters)
         self._sessions: dict[str, Session] = {}
         self._joining: dict[str, object] = {}
         self._last_seen: dict[str, float] = {}
@@ -89,7 +83,6 @@ class Dispatcher:
         self._leader_hint = ""
         self._stopped = False
         self._held_back = False
-        self.counters = Counters()
 
     # ---- what sessions and others look at ----
     @property
@@ -220,6 +213,7 @@ class Dispatcher:
         self._sessions[peer.node] = session
         self._last_seen[peer.node] = self._clock()
         self.counters.accepted += 1
+        self._joined(peer.node)
         log.info("node %s: session %s from %s", peer.node, session.id, peer.address or "unknown")
         jitter = self._rng.uniform(0.9, 1.0)
         welcome = s.Welcome(

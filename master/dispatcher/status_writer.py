@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shoal.master.dispatcher import nodes, statuses
 from shoal.master.dispatcher.session import Session
@@ -22,6 +22,16 @@ RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True)
+class Counters:
+    """For metrics: totals since the start of the process."""
+
+    accepted: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    reports: int = 0
+    refused_reports: int = 0
+
+
+@dataclass(slots=True)
 class _Item:
     session: Session
     sequence: s.Sequence | None
@@ -32,11 +42,11 @@ class _Item:
 class StatusWriter:
     """One loop for all sessions."""
 
-    def __init__(self, store: StoreFace) -> None:
+    def __init__(self, store: StoreFace, counters: Counters) -> None:
         self._store = store
         self._items: list[_Item] = []
         self._wake = asyncio.Event()
-        self.refused = 0
+        self._counters = counters
 
     def submit(self, session: Session, report: s.StatusReport) -> None:
         session.taken()
@@ -87,7 +97,7 @@ class StatusWriter:
             for report in item.pods:
                 verdict = statuses.judge(self._store.view, node, report)
                 if verdict.refused:
-                    self.refused += 1
+                    self._counters.refused_reports += 1
                     log.warning("node %s: report refused: %s", node, verdict.refused)
                 else:
                     latest[(node, report.uid)] = verdict.change
