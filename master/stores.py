@@ -14,9 +14,7 @@ class StoreFace(Protocol):
     @property
     def view(self) -> View: ...
 
-    async def write(
-        self, changes: Sequence[Change], *, low_priority: bool = False
-    ) -> Sequence[Record | Fault | None]:
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> Sequence[Record | Fault | None]:
         """One result per change: the record, None for a deleted one, or the Fault that refused it.
         Raises Unavailable or NotLeader for the whole."""
         ...

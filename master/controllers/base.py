@@ -35,7 +35,7 @@ class Said:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one reconcile wants: changes in order, one plain sentence for the log, events, and when to be called again."""
+    """What one reconcile wants: changes in order, a plain sentence for the log, events, and when to be called again."""
 
     changes: list[Change] = field(default_factory=list)
     did: str = ""
@@ -147,7 +147,7 @@ def set_condition(conditions: MutableSequence[o.Condition], new: o.Condition, no
 
 
 def mark_terminating(obj: Object, now: float) -> bool:
-    """Sets the deletion time (for a pod: when its grace is over, as Kubernetes has it); False when it was set before."""
+    """Sets the deletion time (for a pod: when its grace is over, as in Kubernetes); False when it was set before."""
     if terminating(obj):
         return False
     grace = 0
@@ -179,7 +179,7 @@ def terminate(obj: Object, now: float, finalizer: str = "") -> Change | None:
 
 
 def count(number: int, noun: str) -> str:
-    """"1 pod", "3 pods": for log sentences."""
+    """ "1 pod", "3 pods": for log sentences."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

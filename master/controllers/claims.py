@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from shoal.master.controllers.base import controller_of, owner_reference, terminating
 from shoal.master.model import Change, Modify, Object, View, key_of
+from shoal.proto.selector import LabelSelector, from_message
 from shoal.proto.v1 import objects_pb2 as o
 
 T = TypeVar("T", bound=Object)
@@ -15,36 +16,21 @@ T = TypeVar("T", bound=Object)
 
 def matches(selector: o.LabelSelector, labels: Mapping[str, str]) -> bool:
     """Kubernetes' rule for objects, save that an empty selector matches nothing: no owner may claim everything."""
-    if not selector.matchLabels and not selector.matchExpressions:
-        return False
-    if any(labels.get(key) != value for key, value in selector.matchLabels.items()):
-        return False
-    return all(_holds(rule, labels) for rule in selector.matchExpressions)
+    return _claims(from_message(selector), labels)
 
 
-def _holds(rule: o.LabelSelectorRequirement, labels: Mapping[str, str]) -> bool:
-    match rule.operator:
-        case "In":
-            return rule.key in labels and labels[rule.key] in rule.values
-        case "NotIn":
-            return rule.key not in labels or labels[rule.key] not in rule.values
-        case "Exists":
-            return rule.key in labels
-        case "DoesNotExist":
-            return rule.key not in labels
-    return False
+def _claims(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
+    return not selector.empty and selector.matches(labels)
 
 
-def candidates(view: View, kind: str, namespace: str, selector: o.LabelSelector) -> Iterable[Object]:
+def candidates(view: View, kind: str, namespace: str, selector: LabelSelector) -> Iterable[Object]:
     """A superset of what the selector matches, from the smallest index that answers."""
-    found: list[Collection[Object]] = [
-        view.labelled(kind, namespace, key, value) for key, value in selector.matchLabels.items()
-    ]
+    found = [view.labelled(kind, namespace, key, value) for key, value in selector.equalities()]
     if found:
         return min(found, key=len)
-    for rule in selector.matchExpressions:
+    for rule in selector.requirements:
         if rule.operator == "In":
-            return [obj for value in set(rule.values) for obj in view.labelled(kind, namespace, rule.key, value)]
+            return [obj for value in sorted(rule.values) for obj in view.labelled(kind, namespace, rule.key, value)]
     return view.all(kind, namespace)
 
 
@@ -58,15 +44,16 @@ class Claim(Generic[T]):
     released: int = 0
 
 
-def claim(view: View, owner: Object, cls: type[T], kind: str, selector: o.LabelSelector) -> Claim[T]:
+def claim(view: View, owner: Object, cls: type[T], kind: str, wanted: o.LabelSelector) -> Claim[T]:
     """Sorts the owner's objects and the orphans that match. Terminating objects and owners change nothing."""
     result: Claim[T] = Claim()
+    selector = from_message(wanted)
     uid = owner.metadata.uid
     for obj in view.owned(uid):
         ref = controller_of(obj)
         if not isinstance(obj, cls) or ref is None or ref.uid != uid:
             continue
-        if terminating(obj) or terminating(owner) or matches(selector, obj.metadata.labels):
+        if terminating(obj) or terminating(owner) or _claims(selector, obj.metadata.labels):
             result.mine.append(obj)
         else:
             result.released += 1
@@ -81,13 +68,13 @@ def claim(view: View, owner: Object, cls: type[T], kind: str, selector: o.LabelS
     return result
 
 
-def _adoptable(obj: Object, selector: o.LabelSelector) -> bool:
+def _adoptable(obj: Object, selector: LabelSelector) -> bool:
     if isinstance(obj, o.Pod) and obj.status.phase in ("Succeeded", "Failed"):
         return False
-    return controller_of(obj) is None and not terminating(obj) and matches(selector, obj.metadata.labels)
+    return controller_of(obj) is None and not terminating(obj) and _claims(selector, obj.metadata.labels)
 
 
-def _adopt(obj: Object, owner: Object, selector: o.LabelSelector) -> Change:
+def _adopt(obj: Object, owner: Object, selector: LabelSelector) -> Change:
     reference = owner_reference(owner)
 
     def edit(found: Object) -> bool:
@@ -101,9 +88,9 @@ def _adopt(obj: Object, owner: Object, selector: o.LabelSelector) -> Change:
     return Modify(key_of(obj), edit, uid=obj.metadata.uid)
 
 
-def _release(obj: Object, uid: str, selector: o.LabelSelector) -> Change:
+def _release(obj: Object, uid: str, selector: LabelSelector) -> Change:
     def edit(found: Object) -> bool:
-        return not matches(selector, found.metadata.labels) and drop_owners(found, {uid})
+        return not _claims(selector, found.metadata.labels) and drop_owners(found, {uid})
 
     return Modify(key_of(obj), edit, uid=obj.metadata.uid)
 

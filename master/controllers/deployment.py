@@ -1,4 +1,4 @@
-"""Deployment: one ReplicaSet per template; a changed template comes one new pod up and, when it is ready, one old down."""
+"""Deployment: one ReplicaSet per template; a change comes one new pod up and, when it is ready, one old pod down."""
 
 from __future__ import annotations
 
@@ -150,9 +150,7 @@ def revision(rs: o.ReplicaSet) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def introduce(
-    view: View, deployment: o.Deployment, old: list[Member], now: float, rng: Rng, outcome: Outcome
-) -> None:
+def introduce(view: View, deployment: o.Deployment, old: list[Member], now: float, rng: Rng, outcome: Outcome) -> None:
     """Makes the new ReplicaSet, or counts a collision when its name is taken by another."""
     suffix = template_hash(deployment.spec.template, deployment.status.collisionCount)
     name = f"{deployment.metadata.name}-{suffix}"
@@ -356,7 +354,7 @@ def progressing(status: str, reason: str, message: str) -> o.Condition:
 
 
 def progressed(before: o.DeploymentStatus, after: o.DeploymentStatus) -> bool:
-    """More new pods, fewer old ones, or more that are ready (kubernetes pkg/controller/deployment, DeploymentProgressing)."""
+    """More new pods, fewer old ones, or more ready ones (kubernetes: DeploymentProgressing)."""
     return (
         after.observedGeneration != before.observedGeneration
         or after.updatedReplicas > before.updatedReplicas

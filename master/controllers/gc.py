@@ -43,7 +43,9 @@ def family_keys(view: View, event: Event) -> Iterable[Key]:
     meta = record.message.metadata
     if event.new is not None and (terminating(record.message) or _owners_changed(event)):
         keys.append(event.key)
-    if event.old is not None and (event.new is None or event.new.message.metadata.uid != event.old.message.metadata.uid):
+    if event.old is not None and (
+        event.new is None or event.new.message.metadata.uid != event.old.message.metadata.uid
+    ):
         keys += [key_of(child) for child in view.owned(event.old.message.metadata.uid)]
     for ref in meta.ownerReferences:
         owner = view.by_uid(ref.uid)

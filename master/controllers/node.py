@@ -181,7 +181,7 @@ def pronounce(node: o.Node, verdict: Verdict, now: float) -> Change:
 
 
 def status_line(nodes: Iterable[o.Node]) -> str:
-    """"12 nodes, 11 ready": for people."""
+    """ "12 nodes, 11 ready": for people."""
     states = [condition(node.status.conditions, "Ready") for node in nodes]
     good = sum(found is not None and found.status == "True" for found in states)
     return f"{count(len(states), 'node')}, {good} ready"

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable
 
 from shoal.master.controllers.base import Rng, condition, instant, owner_reference, ready, seconds
 from shoal.master.model import Object
+from shoal.proto.defaults import apply_defaults
+from shoal.proto.quantity import parse
 from shoal.proto.v1 import objects_pb2 as o
 
 # Kubernetes' alphabet for generated names: no vowels (no words), no 0, 1 and 3 (no doubt).
@@ -43,6 +45,7 @@ def pod_from(template: o.PodTemplateSpec, owner: Object, name: str, uid: str, no
     meta.ownerReferences.append(owner_reference(owner))
     pod.spec.CopyFrom(template.spec)
     pod.spec.nodeName = ""
+    apply_defaults(pod)
     pod.status.phase = "Pending"
     pod.status.qosClass = qos_class(pod.spec)
     return pod
@@ -57,7 +60,7 @@ def qos_class(spec: o.PodSpec) -> str:
         for name in ("cpu", "memory"):
             limit = resources.limits[name].text if name in resources.limits else ""
             request = resources.requests[name].text if name in resources.requests else limit
-            if not limit or request != limit:
+            if not limit or parse(request).nanos != parse(limit).nanos:
                 return "Burstable"
     return "Guaranteed"
 
