@@ -54,7 +54,7 @@ def fits(t: Tolerance, taint: TaintKey) -> bool:
 
 
 def reference(nodes: Sequence[PlainNode], queue: Sequence[PodClass]) -> list[str | Counter[str]]:
-    """For each pod its node's name, or how many nodes refused it for which reason (when its class was first refused)."""
+    """For each pod its node's name, or the reasons' counts (of when its class was first refused)."""
     result: list[str | Counter[str]] = []
     refused: dict[PodClass, Counter[str]] = {}
     ordered = sorted(nodes, key=lambda n: n.facts.name)

@@ -213,7 +213,8 @@ class Snapshot:
         if index is None:
             return
         for name, value in hold.requests:
-            self.used[self._resource(name), index] += sign * value
+            resource = self._resource(name)  # first: it may replace `used`
+            self.used[resource, index] += sign * value
 
     def _resource(self, name: str) -> int:
         """The row of a resource; a new one is appended."""

@@ -110,7 +110,7 @@ def test_both_decide_the_same(nodes: list[o.Node], queue: list[o.Pod], bound: li
             plain[f"n{at}"].used.update(dict(requests_of(one.spec)))
             plain[f"n{at}"].owners[owner_of(one)] += 1
     snapshot = Snapshot()
-    snapshot.apply([added(obj) for obj in [*held, *reversed(nodes)]])
+    snapshot.apply([added(one) for one in held] + [added(one) for one in reversed(nodes)])
     if not nodes:
         return
     waiting = [Waiting(q.metadata.uid, Key("Pod", "default", q.metadata.name), compile_class(q)) for q in queue]
