@@ -10,28 +10,28 @@ import logging
 import random
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-from shoal.master.controllers.base import Said
-from shoal.master.controllers.node import SWEEP, Beats
-from shoal.master.controllers.registry import all_controllers
-from shoal.master.election import Election, Leadership, Renewer, ensure_incarnation
-from shoal.master.loop import ControllerLoop
-from shoal.master.recorder import Recorder
-from shoal.master.scheduling import SchedulingLoop
-from shoal.master.store.port import Port
-from shoal.master.store.store import Store
 
 import shoal
 from shoal.master.api.admission import DEFAULT_NAMESPACE, SYSTEM_NAMESPACE
 from shoal.master.api.service import ClusterService
+from shoal.master.controllers.base import Said
+from shoal.master.controllers.node import SWEEP, Beats
+from shoal.master.controllers.registry import all_controllers
 from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
-from shoal.master.dispatcher.dispatcher import Counters, Dispatcher
+from shoal.master.dispatcher.dispatcher import Dispatcher
+from shoal.master.dispatcher.status_writer import Counters
 from shoal.master.dispatcher.tunnels import Tunnel
+from shoal.master.election import Election, Leadership, Renewer, ensure_incarnation
+from shoal.master.loop import ControllerLoop
 from shoal.master.metrics import Meters
 from shoal.master.model import Change, Create, Fault, Key, NotLeader
 from shoal.master.ports import Stream, StreamClosed, TunnelStream
+from shoal.master.recorder import Recorder
+from shoal.master.scheduling import SchedulingLoop
+from shoal.master.store.port import Port
+from shoal.master.store.store import Store
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
@@ -49,7 +49,7 @@ class Settings:
 
     name: str
     advertise: str
-    dispatcher: DispatcherConfig = DispatcherConfig()
+    dispatcher: DispatcherConfig = field(default_factory=DispatcherConfig)
     loops: bool = True  # controllers and scheduler; without them the API alone is measured
 
 
@@ -65,6 +65,7 @@ class Master:
         clock: Callable[[], float],
         rng: random.Random,
         meters: Meters,
+        loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.store = Store(port, now)
@@ -77,6 +78,7 @@ class Master:
         self._etcd_version = ""
         self._term: Term | None = None
         self._following = False
+        self._loaded = loaded  # called once, when the cluster's state is in memory
         self._counters = Counters()
 
     # ---- life ----
@@ -85,7 +87,9 @@ class Master:
         await self._get_ready()
         while True:
             await self.store.follow()
-            self._following = True
+            if not self._following:
+                self._following = True
+                self._loaded()
             leadership = await self.election.campaign()
             try:
                 await self._lead(leadership)
@@ -103,13 +107,11 @@ class Master:
         await self.store.close()
 
     async def _get_ready(self) -> None:
-        while True:
+        made = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+        while not self._incarnation:
             try:
-                status = await self._port.status()
-                self._etcd_version = status.version
-                made = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+                self._etcd_version = (await self._port.status()).version
                 self._incarnation = await ensure_incarnation(self._port, lambda: made)
-                return
             except Fault as fault:
                 log.warning("etcd is asked again in %g s: %s", RETRY_SECONDS, fault)
                 await asyncio.sleep(RETRY_SECONDS)

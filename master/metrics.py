@@ -171,7 +171,7 @@ def nodes(found: Iterable[o.Node]) -> Iterator[Metric]:
 def amount(value: o.Quantity) -> float:
     """A quantity in its base unit; 0 for one that cannot be read."""
     try:
-        return float(quantity.parse(value.text))
+        return quantity.parse(value.text).nanos / 1e9
     except ValueError:
         return 0.0
 

@@ -1,23 +1,15 @@
-"""What the API and the dispatcher need of others, as protocols: the store's face, leadership, streams of frames."""
+"""What the API and the dispatcher need of others, as protocols: the store's reads, leadership, streams of frames."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import Protocol
 
-from shoal.master.model import Change, Event, Fault, Object, Record, View
+from shoal.master.model import Object, Record, View
+from shoal.master.stores import StoreFace
 from shoal.proto.v1 import session_pb2 as s
 
 Predicate = Callable[[Object], bool]
-
-
-class StoreFace(Protocol):
-    """The part of `store.Store` that is used here; see there."""
-
-    @property
-    def view(self) -> View: ...
-    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]: ...
-    def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]: ...
 
 
 class Page(Protocol):
@@ -61,8 +53,10 @@ class ReadFace(Protocol):
     ) -> Page: ...
     def watch(
         self, kinds: Collection[str] | None, from_revision: int, predicate: Predicate | None
-    ) -> AsyncIterator[Batch]: ...
-    async def wait_revision(self, revision: int) -> None: ...
+    ) -> AsyncGenerator[Batch, None]: ...
+    async def readable(self, min_revision: int = 0) -> None:
+        """Returns when the view may be answered from. Raises Unavailable, NotLeader, Expired."""
+        ...
 
 
 class ApiStore(StoreFace, ReadFace, Protocol):

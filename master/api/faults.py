@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shoal.master import model
 from shoal.master.model import Fault
 from shoal.proto.v1 import cluster_pb2 as c
 
 
-class Invalid(Fault):
+class Invalid(model.Invalid):
     """The object or the request is wrong; `fields` are (path, message), all of them at once."""
-
-    reason = "Invalid"
 
     def __init__(self, message: str, fields: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)

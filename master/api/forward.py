@@ -24,28 +24,23 @@ OPTIONS = (
 
 
 class Forwarder:
-    """Keeps one channel to whoever leads."""
+    """Keeps channels to the masters that led."""
 
     def __init__(self, ca: bytes, certificate: bytes, key: bytes) -> None:
         self._credentials = grpc.ssl_channel_credentials(ca, key, certificate)
         self._address = ""
-        self._channel: grpc.aio.Channel | None = None
+        self._channels: dict[str, grpc.aio.Channel] = {}
 
-    async def lead_to(self, address: str) -> None:
-        """The leader's host:port has changed."""
-        if address != self._address:
-            await self.close()
-            self._address = address
-            self._channel = grpc.aio.secure_channel(address, self._credentials, OPTIONS)
+    def lead_to(self, address: str) -> None:
+        """From now on calls go to host:port."""
+        self._address = address
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.secure_channel(address, self._credentials, OPTIONS)
 
     async def close(self) -> None:
-        if self._channel is not None:
-            channel, self._channel, self._address = self._channel, None, ""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
             await channel.close()
-
-    @property
-    def ready(self) -> bool:
-        return self._channel is not None
 
     async def call(self, method: Method, request: Any, caller: Identity) -> Message:
         """Raises Fault, the leader's own where it is one."""
@@ -72,9 +67,9 @@ class Forwarder:
             call.cancel()
 
     def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
+        if self._address not in self._channels:
             raise Unavailable("no leader is known now: ask again in a moment")
-        return self._channel
+        return self._channels[self._address]
 
 
 def _path(method: Method) -> str:

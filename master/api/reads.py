@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 
 from shoal.master.api import admission
 from shoal.master.api.faults import Invalid, Timeout
@@ -46,19 +47,17 @@ class Reads:
 
     async def watch(self, request: c.WatchRequest) -> AsyncIterator[c.WatchBatch]:
         predicate = chooser(request.kinds, request.namespace, request.label_selector, request.field_selector)
-        start = request.from_revision or self._store.view.revision
-        await self.reach(start)
-        async for batch in self._store.watch(set(request.kinds), start, predicate):
-            events = [c.WatchEvent(type=event.type, object=envelope_of(event.record)) for event in batch.events]
-            yield c.WatchBatch(revision=batch.revision, events=events)
+        await self.reach(0)
+        async with aclosing(self._store.watch(set(request.kinds), request.from_revision, predicate)) as batches:
+            async for batch in batches:
+                events = [c.WatchEvent(type=event.type, object=envelope_of(event.record)) for event in batch.events]
+                yield c.WatchBatch(revision=batch.revision, events=events)
 
     async def reach(self, revision: int) -> None:
-        """Waits for the cache to have this revision. Raises Timeout."""
-        if revision <= self._store.view.revision:
-            return
+        """Waits until the view has this revision and may be answered from. Raises Fault."""
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._store.wait_revision(revision)
+                await self._store.readable(revision)
         except TimeoutError:
             have = self._store.view.revision
             raise Timeout(

@@ -24,7 +24,7 @@ from shoal.master.model import (
     Record,
     key_of,
 )
-from shoal.master.ports import StoreFace
+from shoal.master.stores import StoreFace
 from shoal.proto.merge import merge
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o

@@ -18,7 +18,8 @@ from shoal.master.dispatcher.session import Peer, Session
 from shoal.master.dispatcher.status_writer import Counters, StatusWriter
 from shoal.master.dispatcher.tunnels import Tunnel, Tunnels
 from shoal.master.model import Change, Event, Fault, Key, Unavailable, View
-from shoal.master.ports import Authority, StoreFace, Stream, StreamClosed, TunnelStream
+from shoal.master.ports import Authority, Stream, StreamClosed, TunnelStream
+from shoal.master.stores import StoreFace
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -126,6 +127,9 @@ class Dispatcher:
                 group.create_task(self._writer.run())
                 group.create_task(self._notice_regained())
         finally:
+            close = getattr(changes, "close", None)
+            if close is not None:
+                close()
             self.stop()
 
     def stop(self, leader: str = "") -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from shoal.master.dispatcher import nodes, statuses
 from shoal.master.dispatcher.session import Session
 from shoal.master.model import Change, Conflict, Fault, NotFound, Record
-from shoal.master.ports import StoreFace
+from shoal.master.stores import StoreFace
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.dispatcher")
