@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
 from shoal.agent.state import NodeRange, Position
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
@@ -125,7 +127,7 @@ def _change_of(parts: Sequence[s.Assignments], position: Position, *, complete: 
 def _pod_of(assigned: s.AssignedPod) -> o.Pod:
     try:
         pod = o.Pod.FromString(assigned.pod)
-    except Exception as fault:  # protobuf's DecodeError is not the same class in each of its implementations
+    except DecodeError as fault:
         raise ValueError(f"the bytes of pod {assigned.uid} are not a pod: {fault}") from fault
     if pod.metadata.uid != assigned.uid:
         raise ValueError(f"the bytes of pod {assigned.uid} are those of {pod.metadata.uid!r}")

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from google.protobuf.message import DecodeError
+
 from shoal.agent.assignments import Change
 from shoal.agent.network.port import Network, NetworkFault, Peer
 from shoal.agent.pods import instructions as i
@@ -31,7 +33,6 @@ class Sync:
         self._now = now
         self._record = ClusterRecord()
         self._orphans: dict[str, Found] = {}  # what the node holds without a record, until a COMPLETE judges it
-        self._unsaved = False
 
     @property
     def position(self) -> Position:
@@ -59,7 +60,7 @@ class Sync:
         for record in records:
             try:
                 self._worker.add(record, found.pop(record.uid, Found()), saved=True)
-            except ValueError as fault:
+            except (DecodeError, ValueError) as fault:
                 log.error("the record of pod %s cannot be used and is dropped: %s", record.uid, fault)
                 await state.remove_pod(record.uid)
         self._orphans = found
