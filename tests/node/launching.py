@@ -13,6 +13,7 @@ import signal
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,8 @@ from shoal.agent.runtime.cgroups import open_cgroups
 
 BUSYBOX = "/bin/busybox"  # Debian's busybox-static
 APPLETS = (
-    "sh true false ls cat echo id mount ps sleep env dd stat readlink tail chmod ping hostname ulimit touch head wc"
+    "sh true false ls cat echo id mount ps sleep env dd stat readlink tail chmod ping hostname touch head wc mkdir "
+    "ln rm sort test grep"
 )
 TIMEOUT_S = 30.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: containers are made for real")
@@ -193,9 +195,16 @@ class Host:
         self.path = launch.container_cgroup(spec, self.cgroups)
         self.work = tempfile.mkdtemp(prefix="run-", dir=self.folder)
 
-        def begin(streams: dict[str, int]) -> launch.Launched:
+        def begin(stdin: int, stdout: int, stderr: int) -> launch.Launched:
             return launch.launch(
-                spec, sandbox=self.sandbox, cgroups=self.cgroups, work=self.work, seccomp_bpf=profile(), **streams
+                spec,
+                sandbox=self.sandbox,
+                cgroups=self.cgroups,
+                work=self.work,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                seccomp_bpf=profile(),
             )
 
         return self._with_streams(begin)
@@ -204,25 +213,27 @@ class Host:
         """Launches a command in a running container (the last one started)."""
         spec = self.spec("unused", **fields)
 
-        def begin(streams: dict[str, int]) -> launch.Launched:
+        def begin(stdin: int, stdout: int, stderr: int) -> launch.Launched:
             return launch.launch_exec(
                 spec,
                 argv=argv,
                 pid=inside.pid,
                 pidfd=inside.pidfd,
                 cgroups=self.cgroups,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 seccomp_bpf=profile(),
-                **streams,
             )
 
         return self._with_streams(begin)
 
-    def _with_streams(self, begin: Any) -> Run:
+    def _with_streams(self, begin: Callable[[int, int, int], launch.Launched]) -> Run:
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         out, out_child = os.pipe2(os.O_CLOEXEC)
         err, err_child = os.pipe2(os.O_CLOEXEC)
         try:
-            run = Run(begin({"stdin": stdin, "stdout": out_child, "stderr": err_child}), out, err)
+            run = Run(begin(stdin, out_child, err_child), out, err)
         except BaseException:
             os.close(out)
             os.close(err)
