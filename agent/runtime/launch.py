@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0  # until execve; a slow disk may take its time, a hung one must not hang the supervisor
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_TERM = "xterm"  # of a command on a terminal
 START_TICKS_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 STAT_FIELDS_BEFORE_COMM_END = 2
 COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, NOT_STARTED = 127, 126, 128
@@ -67,8 +68,10 @@ def launch(
     execve. `work` is this run's folder. Raises LaunchError; then nothing of the run is left."""
     harden_caller()
     path = container_cgroup(spec, cgroups)
-    job = _job(spec, spec["argv"], (stdin, stdout, stderr), seccomp_bpf, terminal)
+    if cgroups.populated(path):
+        raise LaunchError("CreateContainerError", f"this run has been started already: processes live in {path}")
     try:
+        job = _job(spec, spec["argv"], (stdin, stdout, stderr), seccomp_bpf, terminal)
         files = prepare_work(spec, work)
         job.plan = mounts.container_plan(
             work=os.path.abspath(work),
@@ -104,9 +107,9 @@ def launch_exec(
     """Starts `argv` inside the running container whose PID 1 is `pid`: its namespaces, cgroup, user, capabilities,
     profile, environment and working folder. Raises LaunchError."""
     harden_caller()
-    job = _job(spec, argv, (stdin, stdout, stderr), seccomp_bpf, terminal)
     path = container_cgroup(spec, cgroups)
     try:
+        job = _job(spec, argv, (stdin, stdout, stderr), seccomp_bpf, terminal)
         job.target = pidfd
         job.cwd_step = mounts.WorkingFolder(_clean(spec["cwd"]).strip("/"))
         with _container_root(job, pid, pidfd), _doors(job, cgroups, path), _children_in(pidfd):
@@ -174,7 +177,7 @@ def _job(
     spec: Spec, argv: Sequence[str], streams: tuple[int, int, int], seccomp_bpf: bytes, terminal: bool
 ) -> init.Job:
     """The spec as the plain bytes and numbers that the child needs. Raises LaunchError for what cannot be passed."""
-    env = dict(spec["env"])
+    env = {**({"TERM": DEFAULT_TERM} if terminal else {}), **spec["env"]}
     _check(argv, env, spec["user"], seccomp_bpf)
     folders = env.get("PATH", DEFAULT_PATH).split(":")
     job = init.Job(
@@ -349,6 +352,8 @@ def _undo(cgroups: Cgroups, path: str, work: str) -> None:
 def _as_launch_error(error: BaseException) -> BaseException:
     if isinstance(error, CgroupError):
         return LaunchError("CreateContainerError", str(error))
+    if isinstance(error, UnicodeError):
+        return LaunchError("CreateContainerConfigError", f"a text in the container's spec is no valid Unicode: {error}")
     if isinstance(error, OSError):
         place = f" {error.filename}" if error.filename else ""
         return LaunchError("CreateContainerError", f"cannot prepare the container:{place}: {error.strerror}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.agent.runtime.launch import LaunchError
 from tests.node.launching import Host, needs_root, script
 
 pytestmark = [pytest.mark.root, needs_root]
@@ -41,9 +42,33 @@ def test_the_command_is_pid_1_and_alone(host: Host) -> None:
 
 
 def test_environment_is_exactly_the_spec(host: Host) -> None:
-    assert host.run(
-        "env", env={"PATH": "/bin", "A": "1", "UMLAUT": "ä\ud800".encode(errors="replace").decode()}
-    ).out == ("PATH=/bin\nA=1\nUMLAUT=ä?\n")
+    env = {"PATH": "/bin", "HOME": "/h", "A": "1", "UMLAUT": "ä", "EMPTY": ""}
+    assert host.run("env", env=env).out == "PATH=/bin\nHOME=/h\nA=1\nUMLAUT=ä\nEMPTY=\n"
+
+
+def test_home_comes_from_the_image_unless_given(host: Host) -> None:
+    script(host.root, "etc/passwd", "web:x:101:102::/srv/web:/bin/sh\n", 0o644)
+    assert host.shell("echo $HOME", user="web") == "/srv/web\n"
+    assert host.shell("echo $HOME", user="web", env={"PATH": "/bin", "HOME": "/x"}) == "/x\n"
+    assert host.shell("echo $HOME", run_as_user=55) == "/\n"
+
+
+def test_a_user_whose_name_is_a_number_gives_no_rights(host: Host) -> None:
+    script(host.root, "etc/passwd", "1000:x:0:0::/:/bin/sh\n", 0o644)
+    script(host.root, "etc/group", "1000:x:0:1000\n", 0o644)
+    for fields in ({"run_as_user": 1000}, {"user": "1000"}, {"user": "1000:1000"}):
+        assert host.shell("id -u", **fields) == "1000\n"
+    assert host.shell("id -g; id -G", user="1000:1000") == "1000\n1000\n"
+
+
+def test_a_run_is_never_started_twice(host: Host) -> None:
+    run = host.start("sh", "-c", "echo up; exec sleep 60")
+    run.pump("up")
+    host.attempt -= 1
+    with pytest.raises(LaunchError, match="already"):
+        host.start("true")
+    assert host.cgroups.pids(host.path) == {run.pid}
+    assert host.exec(run, "true").wait() == 0
 
 
 def test_path_lookup_happens_inside(host: Host) -> None:
@@ -165,9 +190,16 @@ def test_signals_start_unblocked_and_with_defaults(host: Host) -> None:
 
 @pytest.mark.parametrize("fields", [{"env": {"A=B": "x"}}, {"env": {"": "x"}}, {"env": {"A": "x\0y"}}, {"user": "a\0"}])
 def test_values_that_cannot_be_passed(host: Host, fields: dict[str, object]) -> None:
-    with pytest.raises(Exception, match=r"NUL|environment") as caught:
-        host.start("true", **fields)
-    assert getattr(caught.value, "reason", "") == "CreateContainerConfigError"
+    error = host.refuse("true", **fields)
+    assert error.reason == "CreateContainerConfigError"
+    assert "NUL" in error.message
+
+
+@pytest.mark.parametrize("fields", [{"env": {"A": "\ud800"}}, {"files": {"/x": "\ud800"}}, {"cwd": "/\ud800"}])
+def test_text_that_is_no_unicode(host: Host, fields: dict[str, object]) -> None:
+    error = host.refuse("true", **fields)
+    assert error.reason == "CreateContainerConfigError"
+    assert "Unicode" in error.message
 
 
 def test_too_long_arguments(host: Host) -> None:
