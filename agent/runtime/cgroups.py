@@ -337,7 +337,7 @@ def hierarchies(mountinfo: str) -> dict[str, str]:
         fields, tail = left.split(" "), right.split(" ")
         if len(fields) < 5 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
             continue
-        names = [""] if tail[0] == "cgroup2" else tail[2].split(",")
+        names = [""] if tail[0] == "cgroup2" else sorted(set(tail[2].split(",")) - {"rw", "ro"})
         for name in names:
             if name not in found or (fields[3] == "/" and name not in whole):
                 found[name] = _unescape(fields[4])

@@ -140,8 +140,8 @@ def cached_profile(folder: str | Path) -> bytes:
         body, digest = data[:-32], data[-32:]
         if body and hashlib.sha256(body).digest() == digest:
             return body
-    except FileNotFoundError:
-        pass
+    except OSError:
+        pass  # none yet; if the folder is at fault, writing says so
     program = compile_profile()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
