@@ -30,7 +30,7 @@ ALLOWED = {
         lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat""",
     "copying and notification": """
         copy_file_range sendfile splice tee vmsplice inotify_add_watch inotify_init inotify_init1 inotify_rm_watch
-        fanotify_mark io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit""",
+        io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit""",
     "memory": """
         brk madvise membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock
         munlockall munmap pkey_alloc pkey_free pkey_mprotect process_mrelease remap_file_pages map_shadow_stack""",

@@ -146,6 +146,7 @@ class Host:
         self.cgroups = open_cgroups(f"shoal-test-{os.getpid()}/n1")
         self.attempt = 0
         self.runs: list[Run] = []
+        self.stdin = "/dev/null"
         self.path = ""  # of the last run's cgroup
         self.work = ""
 
@@ -229,7 +230,7 @@ class Host:
         return self._with_streams(begin)
 
     def _with_streams(self, begin: Callable[[int, int, int], launch.Launched]) -> Run:
-        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        stdin = os.open(self.stdin, os.O_RDONLY | os.O_CLOEXEC)
         out, out_child = os.pipe2(os.O_CLOEXEC)
         err, err_child = os.pipe2(os.O_CLOEXEC)
         try:
