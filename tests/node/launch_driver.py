@@ -1,7 +1,7 @@
 """Launches one container from an interpreter like the spawner's: isolated, run from a sealed memfd copy of itself.
 
-Usage: python -S -E -I launch_driver.py RUNTIME_FOLDER REQUEST.json; prints one JSON line with the outcome. With "times"
-above 1 in the request the container is launched that often and the seconds from start to exit are in the answer.
+Usage: python -S -E -I launch_driver.py RUNTIME_FOLDER REQUEST.json; prints "ready", then a JSON line with the outcome.
+With "times" above 1 the container is launched that often; the answer holds the seconds from start to exit.
 """
 
 import json
@@ -44,6 +44,7 @@ def main() -> None:
         "times": [],
         "modules": sorted(name for name in sys.modules if "site" in name or "grpc" in name),
     }
+    print("ready", flush=True)
     for number in range(request["times"]):
         spec = request["spec"]
         spec["id"]["attempt"] = number
