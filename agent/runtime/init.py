@@ -258,7 +258,7 @@ def _execute(job: Job) -> None:
     worst = errno.ENOENT
     for candidate in candidates:
         try:
-            os.execve(candidate, job.argv, job.env)  # noqa: S606
+            os.execve(candidate, job.argv, job.env)
         except (FileNotFoundError, NotADirectoryError):
             if os.access(candidate, os.F_OK):
                 job.detail = NO_INTERPRETER
