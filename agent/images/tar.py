@@ -94,7 +94,7 @@ class Tar:
                     raise self._bad("it ends after an extended header: it was cut off")
                 return None
             kind = header[156:157]
-            size = self._check(header)
+            size = self._first(header) if self.position <= BLOCK else self._check(header)
             if kind in b"LK" and kind:
                 long[kind] = self._extended(size).rstrip(b"\0")
             elif kind in (b"x", b"X", b"g"):
@@ -106,6 +106,14 @@ class Tar:
                 return self._entry(header, kind, pax, xattrs, long)
         raise self._bad(f"over {MAX_EXTENSIONS} extended headers stand before one entry")
 
+    def _first(self, header: bytes) -> int:
+        try:
+            return self._check(header)
+        except ImageFault as fault:
+            if len(header) < BLOCK:
+                raise
+            raise self._bad("it is not a tar archive") from fault
+
     def _check(self, header: bytes) -> int:
         if len(header) < BLOCK:
             raise self._bad("it ends in the middle of a header: it was cut off")
@@ -113,8 +121,6 @@ class Tar:
         plain = header[:148] + b" " * 8 + header[156:]
         total = sum(plain)
         if claimed != total and claimed != total - 256 * sum(byte > 127 for byte in plain):
-            if self.position == BLOCK:
-                raise self._bad("it is not a tar archive")
             raise self._bad("a header's checksum is wrong: it is damaged")
         return self._number(header[124:136], "size")
 
