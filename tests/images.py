@@ -75,7 +75,13 @@ def small(content: bytes = b"hello", name: str = "test:latest", config: Mapping[
 def docker_archive(
     *layers: Layer, tags: Sequence[str] = ("test:latest",), config: Mapping[str, Any] | None = None
 ) -> bytes:
-    """As `docker save` writes it: plain layers first, manifest.json last."""
+    """As `docker save` wrote it for long: layers first, manifest.json last."""
+    return tar_files(docker_files(*layers, tags=tags, config=config))
+
+
+def docker_files(
+    *layers: Layer, tags: Sequence[str] = ("test:latest",), config: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
     document = {
         "architecture": "amd64",
         "os": "linux",
@@ -88,7 +94,7 @@ def docker_archive(
     name = digest(data).removeprefix("sha256:") + ".json"
     files[name] = data
     files["manifest.json"] = json.dumps([{"Config": name, "RepoTags": list(tags), "Layers": paths}]).encode()
-    return tar_files(files)
+    return files
 
 
 def bad_digest(name: str = "bad-digest:latest") -> bytes:

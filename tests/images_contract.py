@@ -84,6 +84,22 @@ class ImagesContract:
         [again] = await store.load(make.chunks(make.docker_archive(*layers, tags=["test:1"])))
         assert again.digest == image.digest
 
+    async def test_docker_save_of_today_writes_both_lists(self, store: Images) -> None:
+        files = oci_writer.layout([make.image(make.layer(make.member("a")), names=["1"])])
+        digest = json.loads(files["index.json"])["manifests"][0]["digest"]
+        manifest = json.loads(files["blobs/" + digest.replace(":", "/")])
+        blobs = ["blobs/" + one["digest"].replace(":", "/") for one in (manifest["config"], *manifest["layers"])]
+        both = [{"Config": blobs[0], "RepoTags": ["mine:1"], "Layers": blobs[1:]}]
+        files["manifest.json"] = json.dumps(both).encode()
+        [image] = await store.load(make.chunks(oci_writer.tar_files(files)))
+        assert image.names == ("docker.io/library/mine:1",) and image.digest == digest
+
+    async def test_docker_save_names_by_repositories(self, store: Images) -> None:
+        files = make.docker_files(make.layer(make.member("a")), tags=())
+        files["repositories"] = json.dumps({"old": {"v1": "0"}}).encode()
+        [image] = await store.load(make.chunks(oci_writer.tar_files(files)))
+        assert image.names == ("docker.io/library/old:v1",)
+
     async def test_several_images_and_packed_archives(self, store: Images) -> None:
         base = make.layer(make.member("base", b"b"))
         one = make.image(base, names=["docker.io/library/one:1"])
