@@ -89,8 +89,8 @@ class TaskRenewer:
             sent = self._clock()
             try:
                 ttl = await self._port.keepalive(leadership.lease.id)
-            except Unavailable as error:
-                log.info("the leader's lease was not renewed: %s", error)
+            except Fault as fault:
+                log.info("the leader's lease was not renewed: %s", fault)
             else:
                 if ttl <= 0:
                     leadership.lose("its lease has run out in etcd")

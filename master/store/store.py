@@ -59,7 +59,7 @@ class Store:
 
     async def open(self, leadership: Leader) -> None:
         """Becomes the leader: catches up with everything that was committed before its key, then serves.
-        Raises NotLeader when the key is another's by now, Unavailable when etcd does not answer."""
+        Raises NotLeader when the key is another's by now, Unavailable when etcd does not answer; `follow` then."""
         await self._stop()
         page = await self._port.range(keys.LEADER)
         if not page.items or page.items[0].create_revision != leadership.epoch:
@@ -177,7 +177,7 @@ class Store:
 
     async def _load(self) -> None:
         """The first load: a state from which history then fills the event window."""
-        start = await start_with_history(self._port, self._window_events)
+        start = await start_with_history(self._port, self._window_events // 2)  # no long wait
         listed = await list_objects(self._port, start.read)
         self._commit(start.revision, listed, keep=False)
         self._resume, self._loaded = start.read + 1, True

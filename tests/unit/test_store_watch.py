@@ -13,6 +13,7 @@ from shoal.master.store.memory import Memory, MemoryEtcd
 from shoal.master.store.port import Put
 from shoal.master.store.store import Store
 from shoal.master.store.watch import BOOKMARK_PERIOD_S, WatchBatch
+from shoal.proto.v1 import objects_pb2 as o
 from tests.unit.store_support import Clock, label, leading, pod, pod_key, record_of, take_leadership
 from tests.virtual_loop import virtual
 
@@ -114,6 +115,28 @@ def test_bookmarks_come_when_nothing_else_does() -> None:
                 batch = await anext(batches)
                 assert batch == WatchBatch(store.view.revision, [])
                 assert loop.time() - before == pytest.approx(BOOKMARK_PERIOD_S)
+
+    virtual(main())
+
+
+def test_a_watcher_of_a_quiet_kind_is_not_left_behind() -> None:
+    async def main() -> None:
+        server = MemoryEtcd()
+        port = Memory(server)
+        store = Store(port, Clock(), window_events=50)
+        await store.open(await take_leadership(port))
+        async with aclosing(store.watch({"Node"})) as batches:
+            await anext(batches)
+            waiting = asyncio.create_task(anext(batches))
+            await asyncio.sleep(0)
+            for number in range(100):
+                await store.write([Create(pod(f"p{number}"))])
+            node = o.Node(apiVersion="v1", kind="Node")
+            node.metadata.name = node.metadata.uid = "n"
+            await store.write([Create(node)])
+            assert seen(await waiting) == [("ADDED", "n")]
+        await store.close()
+        server.close()
 
     virtual(main())
 
