@@ -1,0 +1,1 @@
+"""Benchmarks: one file each; each prints its figures last as name=value."""
