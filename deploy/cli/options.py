@@ -71,8 +71,8 @@ def with_session(verb: F) -> F:
     if hasattr(verb, "__click_params__"):
         run.__click_params__ = verb.__click_params__  # type: ignore[attr-defined]
     run = click.option("-n", "--namespace", metavar="NAME", help="The namespace (else the context's).")(run)
-    run = click.option("--context", "context_name", metavar="NAME", help="The cluster (else the current one).")(run)
-    return run  # type: ignore[return-value]
+    context = click.option("--context", "context_name", metavar="NAME", help="The cluster (else the current one).")
+    return context(run)  # type: ignore[return-value]
 
 
 all_namespaces_option = click.option("-A", "--all-namespaces", is_flag=True, help="In every namespace.")
@@ -80,7 +80,7 @@ selector_option = click.option("-l", "--selector", default="", metavar="LABELS",
 fields_option = click.option("--field-selector", default="", metavar="FIELDS", help="Such as status.phase=Running.")
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """90, 90s, 5m, 1h30m; the value is in seconds."""
 
     name = "duration"

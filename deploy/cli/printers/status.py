@@ -73,8 +73,7 @@ def node_status(node: o.Node) -> str:
     ready = condition(node.status.conditions, "Ready")
     if ready is None:
         return "Unknown"
-    word = "Ready" if ready.status == "True" else "NotReady"
-    return word
+    return "Ready" if ready.status == "True" else "NotReady"
 
 
 def roles(node: o.Node) -> str:

@@ -72,8 +72,10 @@ def _pod(pod: o.Pod, now: float) -> Row:
 def _template(spec: o.DeploymentSpec | o.ReplicaSetSpec) -> Row:
     containers = spec.template.spec.containers
     terms = [f"{key}={value}" for key, value in sorted(spec.selector.matchLabels.items())]
-    for e in spec.selector.matchExpressions:
-        terms.append(f"{e.key} {e.operator.lower()} ({','.join(e.values)})" if e.values else f"{e.key} {e.operator}")
+    terms += [
+        f"{e.key} {e.operator.lower()} ({','.join(e.values)})" if e.values else f"{e.key} {e.operator}"
+        for e in spec.selector.matchExpressions
+    ]
     return [",".join(c.name for c in containers), ",".join(c.image for c in containers), ",".join(terms) or NONE]
 
 

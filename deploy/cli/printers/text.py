@@ -41,14 +41,11 @@ def _two(large: int, unit: str, small: int, small_unit: str) -> str:
 
 def size(amount: int) -> str:
     """Bytes in decimal units with three digits (docker's): 999B, 12.3kB, 187MB."""
-    value = float(amount)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            break
+    value, units = float(amount), ["TB", "GB", "MB", "kB", "B"]
+    while value >= 999.5 and len(units) > 1:
         value /= 1000
-    else:
-        unit = "TB"
-    return f"{value:.3g}{unit}" if unit != "B" else f"{amount}B"
+        units.pop()
+    return f"{amount}B" if units[-1] == "B" else f"{value:.3g}{units[-1]}"
 
 
 def table(rows: Sequence[Sequence[str]], widths: list[int] | None = None) -> Iterable[str]:
