@@ -14,7 +14,7 @@ from shoal.proto.kinds import Object
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 # What others need comes first, whatever the order in the files.
-_ORDER = {"Namespace": 0, "Node": 1, "ConfigMap": 2, "Secret": 2}
+ORDER = {"Namespace": 0, "Node": 1, "ConfigMap": 2, "Secret": 2}
 
 
 @click.command("apply")
@@ -41,7 +41,7 @@ def command(
     if not objects:
         print("nothing to apply", file=sys.stderr)
         return OK
-    objects.sort(key=lambda obj: _ORDER.get(obj.kind, 3))
+    objects.sort(key=lambda obj: ORDER.get(obj.kind, 3))
     applied: list[Object] = []
     failed = 0
     for obj, result in zip(objects, session.client.apply(objects, dry_run), strict=True):

@@ -31,7 +31,10 @@ from shoal.deploy.cli.options import (
 @click.option("--show-labels", is_flag=True, help="With a column of labels.")
 @click.option("--sort-by", metavar="FIELD", help="Such as .metadata.creationTimestamp.")
 def command(session: Session, what: tuple[str, ...], **options: Any) -> int:
-    """List objects, or show some: pods, deployments, replicasets, nodes, namespaces, configmaps, secrets, events, all."""
+    """List objects, or show some.
+
+    Kinds: pods, deployments, replicasets, nodes, namespaces, configmaps, secrets, events; `all` is the first three.
+    """
     asked = wanted(what)
     check_selectors(options["selector"], options["field_selector"], [item.kind for item in asked])
     if any(item.names for item in asked):

@@ -7,13 +7,12 @@ from typing import Any
 
 from shoal.proto.kinds import Object
 from shoal.proto.printing import to_json, to_yaml
-from shoal.proto.validation import LAST_APPLIED
 from shoal.proto.walker import to_tree
 
 
 def whole_text(objects: Sequence[Object], form: str, *, as_list: bool = False) -> str:
     """The text of -o yaml or -o json, without a final newline."""
-    trees = [_tree(obj) for obj in objects]
+    trees = [to_tree(obj) for obj in objects]
     tree = trees[0] if len(trees) == 1 and not as_list else {"apiVersion": "v1", "kind": "List", "items": trees}
     return (to_yaml(tree) if form == "yaml" else to_json(tree)).rstrip("\n")
 
@@ -22,18 +21,8 @@ def print_whole(objects: Sequence[Object], form: str, *, as_list: bool = False) 
     print(whole_text(objects, form, as_list=as_list))
 
 
-def _tree(obj: Object) -> dict[str, Any]:
-    """The object as people want to see it: without what `apply` keeps for itself."""
-    tree = to_tree(obj)
-    metadata = tree.get("metadata", {})
-    annotations = metadata.get("annotations", {})
-    if annotations.pop(LAST_APPLIED, None) is not None and not annotations:
-        del metadata["annotations"]
-    return tree
-
-
 def sort_value(obj: Object, path: str) -> tuple[int, Any]:
-    """The value at a path such as .metadata.name, for sorting: numbers, then quantities and texts, then what is unset."""
+    """The value at a path such as .metadata.name, for sorting: numbers, then texts, then what is unset."""
     value: Any = to_tree(obj)
     for name in path.strip("{}").strip(".").split("."):
         value = value.get(name) if isinstance(value, dict) else None
