@@ -24,9 +24,7 @@ async def start_revision(port: Port, window_events: int) -> int:
         return page.revision
     newest = s.CommitRecord.FromString(page.items[0].value).changes
     for back in LOOK_BACK:
-        revision = page.items[0].mod_revision - back
-        if revision < 1:
-            continue
+        revision = max(page.items[0].mod_revision - back, 1)
         try:
             older = await port.range(keys.COMMIT, revision=revision)
         except Compacted:
