@@ -32,6 +32,7 @@ class World:
         self.revision = 1
         self.faults: list[tuple[Fault, bool]] = []
         self.writes: list[list[Change]] = []
+        self.events: list[Event] = []  # of all commits, for tests that take them
         self._queues: list[tuple[frozenset[str] | None, asyncio.Queue[tuple[int, list[Event]]]]] = []
         for obj in objects:
             assert not isinstance(self.commit(Create(obj)), Fault)
@@ -129,6 +130,7 @@ class World:
         return record
 
     def _tell(self, event: Event) -> None:
+        self.events.append(event)
         for kinds, queue in self._queues:
             if kinds is None or event.key.kind in kinds:
                 queue.put_nowait((event.revision, [event]))
