@@ -83,6 +83,7 @@ class ControllerLoop:
         self._wake = asyncio.Event()
         self._unsure: list[Create] = []
         self._ended = False
+        self.calls = 0  # reconciles since the start
 
     def poke(self, controller: str, key: Key) -> None:
         """Calls the controller for this key at once: something that no watch shows has changed."""
@@ -202,6 +203,7 @@ class ControllerLoop:
 
     def _call(self, item: Item) -> Outcome | None:
         started = asyncio.get_running_loop().time()
+        self.calls += 1
         try:
             outcome = self.controllers[item.controller].reconcile(self.store.view, item.key, self.now())
         except Exception:

@@ -44,7 +44,7 @@ def family_keys(view: View, event: Event) -> Iterable[Key]:
         event.new is None or event.new.message.metadata.uid != event.old.message.metadata.uid
     ):
         keys += [key_of(child) for child in view.owned(event.old.message.metadata.uid)]
-    for uid in {ref.uid for one in records for ref in one.message.metadata.ownerReferences}:
+    for uid in sorted({ref.uid for one in records for ref in one.message.metadata.ownerReferences}):
         owner = view.by_uid(uid)
         if owner is not None and terminating(owner):
             keys.append(key_of(owner))
