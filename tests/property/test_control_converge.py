@@ -118,6 +118,11 @@ def test_everything_converges(actions: list[tuple[str, int]], seed: int) -> None
     s = steps(deployment(), rs_of("set", 2, app="set"))
     for action, choice in actions:
         act(s, action, choice)
+    for _ in range(3):  # time passes: failed pods hold their replacements back
+        s.settle(rng=random.Random(seed))
+        s.now += replicaset.FAILURE_HOLD_MAX_SECONDS + 1
+        s.dirty["replicaset", REPLICASET] = None
+        s.dirty |= {("replicaset", key_of(rs)): None for rs in s.world.all("ReplicaSet")}
     s.settle(rng=random.Random(seed))
     plain = s.world.get(*REPLICASET)
     top = s.world.get(*DEPLOYMENT)

@@ -93,7 +93,11 @@ def test_nothing_is_made_in_a_closing_namespace() -> None:
 
 def test_ended_and_lost_pods_are_replaced_and_kept() -> None:
     rs = replicaset(replicas=2)
-    s = steps(rs, pod("a", owner=rs, phase="Failed", app="web"), pod("b", owner=rs, phase="Running", app="web"))
+    s = steps(
+        rs,
+        pod("a", owner=rs, node="n0", phase="Failed", app="web"),
+        pod("b", owner=rs, node="n0", phase="Running", app="web"),
+    )
     s.settle()
     assert sorted(p.status.phase for p in s.world.pods()) == ["Failed", "Running", "Running"]
 
@@ -193,6 +197,37 @@ def test_qos(requests: dict[str, str], limits: dict[str, str], qos: str) -> None
         for name, text in amounts.items():
             target[name].text = text
     assert qos_class(spec) == qos
+
+
+def test_pods_that_fail_by_themselves_are_replaced_ever_more_slowly() -> None:
+    rs = replicaset(replicas=1)
+    s = steps(rs)
+    made = 0
+    for _ in range(200):
+        s.settle(agents=False)
+        for one in s.world.pods():
+            if one.status.phase == "Pending":
+                made += 1
+                s.world.commit(Modify(Key("Pod", "default", one.metadata.name), fail))
+        s.now += 1
+        s.dirty["replicaset", RS] = None
+    assert 5 <= made <= 9
+    outcome = s.call("replicaset", RS)
+    assert outcome.again is not None and 0 < outcome.again <= 300
+
+
+def fail(found: Object) -> bool:
+    assert isinstance(found, o.Pod)
+    found.status.phase = "Failed"
+    return True
+
+
+def test_ten_ended_pods_of_an_owner_are_kept() -> None:
+    rs = replicaset(replicas=0)
+    ended = [pod(f"p{i:02}", owner=rs, node="n0", phase="Failed", at=float(i), app="web") for i in range(13)]
+    s = steps(rs, *ended)
+    s.settle()
+    assert sorted(p.metadata.name for p in s.world.pods()) == [f"p{i:02}" for i in range(3, 13)]
 
 
 # ---- Deployment ----
