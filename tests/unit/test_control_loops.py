@@ -13,15 +13,15 @@ import pytest
 from shoal.master.controllers.base import Controller, Outcome, own_key, ready, set_condition, terminating
 from shoal.master.controllers.node import SWEEP, Beats
 from shoal.master.controllers.registry import all_controllers
-from shoal.master.election import Leadership
 from shoal.master.loop import ControllerLoop
-from shoal.master.model import Change, Create, Delete, Key, Modify, Object, Record, key_of
+from shoal.master.model import Change, Create, Delete, Fault, Key, Modify, Object, Record, Unavailable, key_of
 from shoal.master.recorder import Recorder
 from shoal.master.scheduling import SchedulingLoop
 from shoal.master.store.memory import Faults, MemoryEtcd
 from shoal.master.store.store import Store
+from shoal.master.store.watch import Subscription
 from shoal.proto.v1 import objects_pb2 as o
-from tests.control_world import deployment, namespace, node, pod
+from tests.control_world import World, deployment, namespace, node, pod, replicaset
 from tests.unit.store_support import Clock, leading
 
 DEADLINE_SECONDS = 20.0
@@ -30,9 +30,8 @@ DEADLINE_SECONDS = 20.0
 class Master:
     """Controllers, scheduler and recorder on a leading store, and agents that start and end what they are given."""
 
-    def __init__(self, store: Store, leadership: Leadership, controllers: Sequence[Controller] | None = None) -> None:
+    def __init__(self, store: Store | World, controllers: Sequence[Controller] | None = None) -> None:
         self.store = store
-        self.leadership = leadership
         self.alive: set[str] = set()
         self.agents_work = True
         now, rng = Clock(), random.Random(11)
@@ -71,7 +70,8 @@ class Master:
                 while not what():
                     await anext(subscription)
         finally:
-            subscription.close()
+            if isinstance(subscription, Subscription):
+                subscription.close()
 
 
 def agent(p: o.Pod) -> Change | None:
@@ -94,18 +94,23 @@ def agent(p: o.Pod) -> Change | None:
 async def master(
     faults: Faults | None = None, controllers: Sequence[Controller] | None = None
 ) -> AsyncGenerator[Master]:
-    async with leading(MemoryEtcd(), faults) as (store, _port, leadership):
-        m = Master(store, leadership, controllers)
-        parts = [m.loop.run(), m.scheduling.run(), m.recorder.run(), m.agents()]
-        tasks = [asyncio.create_task(part) for part in parts]
-        await m.create(namespace())
-        try:
-            yield m
-            assert not [t for t in tasks if t.done() and not t.cancelled() and t.exception()]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async with leading(MemoryEtcd(), faults) as (store, _port, _leadership), at_work(Master(store, controllers)) as m:
+        yield m
+
+
+@asynccontextmanager
+async def at_work(m: Master) -> AsyncGenerator[Master]:
+    """Its loops run; none of them may fail."""
+    parts = [m.loop.run(), m.scheduling.run(), m.recorder.run(), m.agents()]
+    tasks = [asyncio.create_task(part) for part in parts]
+    await m.create(namespace())
+    try:
+        yield m
+        assert not [t for t in tasks if t.done() and not t.cancelled() and t.exception()]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def available(m: Master, count: int) -> bool:
@@ -182,6 +187,57 @@ async def test_lost_and_refused_answers_double_nothing_and_oversell_nothing(seed
         assert max(seen) == 6
 
 
+class Late(World):
+    """A store whose answers get lost: what was committed shows in the view only with the next call that is answered,
+    as when etcd is away from the moment it has committed."""
+
+    def __init__(self, losses: int, kind: str) -> None:
+        super().__init__()
+        self.losses, self.kind = losses, kind
+        self.hidden: list[Change] = []
+
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]:
+        await asyncio.sleep(0)
+        concerned = any(self._concerns(change) for change in changes)
+        if self.losses and concerned and not low_priority:
+            self.losses -= 1
+            self.hidden = self.hidden or list(changes)
+            raise Unavailable("the answer was lost", "unknown")
+        hidden, self.hidden = self.hidden, []
+        self.apply(hidden)
+        return await super().write(changes, low_priority=low_priority)
+
+    def _concerns(self, change: Change) -> bool:
+        if self.kind == "create":
+            return isinstance(change, Create) and bool(change.object.metadata.ownerReferences)
+        return isinstance(change, Modify) and "bind" in change.edit.__qualname__
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+async def test_creates_of_unknown_outcome_are_sent_again_before_anything_is_counted(losses: int) -> None:
+    world = Late(losses, "create")
+    async with at_work(Master(world)) as m:
+        await m.join("n0")
+        await m.create(replicaset(replicas=3))
+        await m.until(lambda: len(m.pods()) == 3 == sum(map(ready, m.pods())))
+    created = [e for e in world.events if e.key.kind == "Pod" and e.old is None]
+    assert len(created) == 3
+    assert world.losses == 0
+
+
+async def test_bindings_of_unknown_outcome_keep_their_room() -> None:
+    world = Late(1, "bind")
+    async with at_work(Master(world)) as m:
+        await m.join("n0", cpu="2")
+        await m.create(*(pod(f"a{i}", cpu="1") for i in range(2)))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while world.losses:
+                await asyncio.sleep(0)
+        await m.create(pod("late", cpu="1"))
+        await m.until(lambda: scheduled(m, "late").status == "False")
+        assert sorted(p.metadata.name for p in m.store.view.pods_on("n0")) == ["a0", "a1"]
+
+
 async def test_a_rollout_goes_through_and_the_old_pods_leave() -> None:
     async with master() as m:
         await m.join("n0", "n1")
@@ -227,7 +283,7 @@ async def test_bindings_by_others_win_and_the_books_stay_right() -> None:
 
 async def test_the_loops_stop_when_leadership_is_lost() -> None:
     async with leading(MemoryEtcd()) as (store, _port, leadership):
-        m = Master(store, leadership)
+        m = Master(store)
         tasks = [asyncio.create_task(part) for part in (m.loop.run(), m.scheduling.run(), m.recorder.run())]
         await m.create(namespace(), node("n0", is_ready=False))
         leadership.lose("the test says so")
