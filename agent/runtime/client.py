@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.agent.runtime import cgroups, namespaces, records, wire
+from shoal.agent.runtime.events import Broadcast
 from shoal.agent.runtime.execstream import PipeStream
 from shoal.agent.runtime.port import (
     ContainerID,
@@ -71,25 +72,6 @@ def _profile_file(settings: Settings, profile: bytes) -> str:
     return path
 
 
-class _Events:
-    """One reader's queue of events, filled from the moment it is made."""
-
-    def __init__(self, readers: list[_Events]) -> None:
-        self.queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
-        self._readers = readers
-        readers.append(self)
-
-    def __aiter__(self) -> _Events:
-        return self
-
-    async def __anext__(self) -> RuntimeEvent:
-        return await self.queue.get()
-
-    async def aclose(self) -> None:
-        if self in self._readers:
-            self._readers.remove(self)
-
-
 class Client:
     """port.Runtime. `seccomp` is the compiled profile (BPF). Use `async with`, or start_client() and close()."""
 
@@ -105,7 +87,7 @@ class Client:
         self._lost = asyncio.Event()
         self._pending: dict[int, asyncio.Future[tuple[wire.Message, list[int]]]] = {}
         self._number = 0
-        self._readers: list[_Events] = []
+        self._events = Broadcast()
         self._exits: set[ContainerID] | None = None  # that have been told, None before the first connection
         self._task: asyncio.Task[None] | None = None
         self._children: set[int] = set()
@@ -270,24 +252,20 @@ class Client:
     # -- events
 
     def events(self) -> AsyncIterator[RuntimeEvent]:
-        return _Events(self._readers)
-
-    def _emit(self, event: RuntimeEvent) -> None:
-        for reader in self._readers:
-            reader.queue.put_nowait(event)
+        return self._events.reader()
 
     def _on_event(self, message: wire.Message) -> None:
         pod, name, attempt = message["run"]
         id = ContainerID(pod, name, attempt)
         if message["event"] == "started":
-            self._emit(Started(id, message["pid"], message["at"]))
+            self._events.emit(Started(id, message["pid"], message["at"]))
         elif message["event"] == "exited":
             self._tell_exit(id, message["exit"])
 
     def _tell_exit(self, id: ContainerID, record: wire.Message) -> None:
         if self._exits is not None and id not in self._exits:
             self._exits.add(id)
-            self._emit(Exited(id, _exit(record)))
+            self._events.emit(Exited(id, _exit(record)))
 
     async def _tell_missed(self) -> None:
         """The exits that were recorded while there was no connection."""
