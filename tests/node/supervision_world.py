@@ -60,12 +60,12 @@ async def persistent(call: Callable[[], Awaitable[T]]) -> T:
 class World:
     """Folders, cgroups and processes of one test; `close` ends and removes all of it."""
 
-    def __init__(self, folder: Path, fault_points: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, fault_points: Sequence[str] = (), *, data: Path | None = None) -> None:
         self.folder = folder
         self.faults = {point: str(folder / f"fault.{point}") for point in fault_points}
         self.settings = Settings(
             run=str(folder / "run"),
-            data=str(folder / "data"),
+            data=str(data or folder / "data"),
             cgroup_root=f"shoal-test-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             fault_points=self.faults,
         )
