@@ -279,7 +279,8 @@ class Dispatcher:
             return _reject("Cloned", text, grace)
         known = self.view.get("Node", "", peer.node)
         left = self._started + grace - self._clock()
-        if isinstance(known, o.Node) and _another_was_ready(known, peer) and left > 0:
+        unheard = peer.node not in self._last_seen
+        if unheard and isinstance(known, o.Node) and _another_was_ready(known, peer) and left > 0:
             text = f"node {peer.node} was ready as another instance or boot: wait until that is known to be gone"
             return _reject("Busy", text, left)
         return None
