@@ -97,13 +97,21 @@ class Execution:
     own: bool = True  # our child
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is the same for all pods of a node, read once by the spawner: each page that a supervisor changes costs."""
+
+    settings: Settings
+    cgroups: cgroup_kinds.Cgroups
+    boot: str
+
+
 class Supervisor:
     """The state and the loop. `kept` are the duplicates inherited from a dead predecessor."""
 
-    def __init__(self, settings: Settings, pod: str, listener: socket.socket, kept: dict[str, Kept]) -> None:
-        self.settings, self.pod, self.listener = settings, pod, listener
-        self.cgroups = cgroup_kinds.open_cgroups(settings.cgroup_root)
-        self.boot = settings.current_boot()
+    def __init__(self, node: Node, pod: str, listener: socket.socket, kept: dict[str, Kept]) -> None:
+        self.settings, self.cgroups, self.boot = node.settings, node.cgroups, node.boot
+        self.pod, self.listener = pod, listener
         self.poller = wire.Poller()
         self.link: wire.Channel | None = None  # to the spawner
         self.channels: set[wire.Channel] = set()
@@ -766,11 +774,11 @@ def take_lock(path: str) -> int:
         return fd
 
 
-def main(settings: Settings, pod: str, listener: socket.socket, kept: dict[str, Kept]) -> int:
+def main(node: Node, pod: str, listener: socket.socket, kept: dict[str, Kept]) -> int:
     """The life of a supervisor, in the process that the spawner forked for it."""
     try:
-        take_lock(settings.lock(pod))
+        take_lock(node.settings.lock(pod))
     except Busy:
         return 0
-    Supervisor(settings, pod, listener, kept).run()
+    Supervisor(node, pod, listener, kept).run()
     return 0
