@@ -133,6 +133,12 @@ class Conflict(Fault):
     reason = "Conflict"
 
 
+class Invalid(Fault):
+    """The change itself makes no sense, whatever is stored."""
+
+    reason = "Invalid"
+
+
 class TooLarge(Fault):
     reason = "TooLarge"
 

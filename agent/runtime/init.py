@@ -254,10 +254,11 @@ def _execute(job: Job) -> None:
     os.write(job.report, READY)
     command = job.argv[0]
     candidates = [command] if b"/" in command else [folder + b"/" + command for folder in job.path]
+    job.env.setdefault(b"HOME", job.identity.home)
     worst = errno.ENOENT
     for candidate in candidates:
         try:
-            os.execve(candidate, job.argv, job.env)  # noqa: S606
+            os.execve(candidate, job.argv, job.env)
         except (FileNotFoundError, NotADirectoryError):
             if os.access(candidate, os.F_OK):
                 job.detail = NO_INTERPRETER

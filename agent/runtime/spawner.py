@@ -425,7 +425,7 @@ def seal_interpreter() -> None:
             done += os.sendfile(memfd, source.fileno(), done, size - done)
     fcntl.fcntl(memfd, syscalls.F_ADD_SEALS, syscalls.SEALS_ALL)
     # argv[0] names the real one: from there Python finds its standard library.
-    os.execve(memfd, [sys.executable, *sys.orig_argv[1:]], os.environ)  # noqa: S606
+    os.execve(memfd, [sys.executable, *sys.orig_argv[1:]], os.environ)
 
 
 def replace_image(spawner: Spawner) -> None:
@@ -444,7 +444,7 @@ def replace_image(spawner: Spawner) -> None:
     argv = [word for word in sys.orig_argv[1:] if not word.startswith("--state=")]
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the new version handles them
     log("continues as a new version of itself")
-    os.execv(sys.executable, [sys.executable, *argv, f"--state={memfd}"])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, *argv, f"--state={memfd}"])
 
 
 def restore(settings: Settings, memfd: int) -> Spawner:

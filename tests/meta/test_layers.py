@@ -83,6 +83,7 @@ def test_helpers_import_the_standard_library_only(program: str) -> None:
 
 GRPC_ADAPTERS = {
     "master/store/etcd.py",
+    "master/store/etcd_lease.py",
     "master/api/grpc_server.py",
     "master/api/forward.py",
     "master/dispatcher/grpc_link.py",

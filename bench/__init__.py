@@ -1,1 +1,0 @@
-"""Benchmarks: one file each; each prints its figures last as name=value."""

@@ -1,0 +1,22 @@
+"""All controllers, in the order in which they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shoal.master.controllers import deployment, eviction, gc, node, podgc, replicaset
+from shoal.master.controllers.base import Controller, Rng
+from shoal.master.controllers.node import Beats
+
+
+def all_controllers(rng: Rng, beats: Callable[[], Beats]) -> list[Controller]:
+    """`beats` gives what the leader has heard, as of the call."""
+    return [
+        node.controller(beats),
+        eviction.controller(beats),
+        deployment.controller(rng),
+        replicaset.controller(rng),
+        podgc.controller(),
+        gc.controller(),
+        gc.namespace_controller(),
+    ]

@@ -1,0 +1,93 @@
+"""Classes: pods with the same scheduling spec are one class, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shoal.proto.quantity import QuantityError, parse
+from shoal.proto.v1 import objects_pb2 as o
+
+CPU, MEMORY, STORAGE, PODS = "cpu", "memory", "ephemeral-storage", "pods"
+BASE_RESOURCES = (CPU, MEMORY, STORAGE, PODS)  # the snapshot's first rows, in this order
+CACHE_LIMIT = 20_000  # compiled specs that are remembered
+AMOUNT_LIMIT = 2**50  # a pebibyte; sums of thousands stay exact in int64, and each in a float
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """A toleration as plain data."""
+
+    key: str
+    exists: bool
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodClass:
+    """A canonical scheduling spec; amounts are milli-CPU, bytes and counts."""
+
+    requests: tuple[tuple[str, int], ...]
+    selector: tuple[tuple[str, str], ...]
+    tolerances: tuple[Tolerance, ...]
+    owner: str  # uid of the controlling owner; replicas of one owner are spread
+
+
+def amount(resource: str, text: str) -> int:
+    """Milli-CPU for cpu, whole units for all else, rounded up, bounded. What cannot be read counts as nothing:
+    admission has refused it before."""
+    try:
+        found = parse(text)
+    except QuantityError:
+        return 0
+    return max(0, min(AMOUNT_LIMIT, found.milli() if resource == CPU else found.whole()))
+
+
+def amounts(values: Mapping[str, o.Quantity]) -> dict[str, int]:
+    return {name: amount(name, quantity.text) for name, quantity in values.items()}
+
+
+def requests_of(spec: o.PodSpec) -> tuple[tuple[str, int], ...]:
+    """Summed over the containers, sorted by resource; a limit without a request is one. Every pod takes a pod slot."""
+    total: dict[str, int] = {}
+    for container in spec.containers:
+        resources = container.resources
+        wanted = amounts(resources.limits) | amounts(resources.requests) if resources.ByteSize() else {}
+        for name, value in wanted.items():
+            total[name] = min(AMOUNT_LIMIT, total.get(name, 0) + value)
+    total[PODS] = 1
+    return tuple(sorted((name, value) for name, value in total.items() if value > 0))
+
+
+def owner_of(pod: o.Pod) -> str:
+    for ref in pod.metadata.ownerReferences:
+        if ref.controller:
+            return ref.uid
+    return ""
+
+
+def compile_class(pod: o.Pod) -> PodClass:
+    tolerances = {Tolerance(t.key, t.operator == "Exists", t.value, t.effect) for t in pod.spec.tolerations}
+    return PodClass(
+        requests_of(pod.spec),
+        tuple(sorted(pod.spec.nodeSelector.items())),
+        tuple(sorted(tolerances, key=lambda t: (t.key, t.exists, t.value, t.effect))),
+        owner_of(pod),
+    )
+
+
+class Classes:
+    """Remembers compiled specs by their bytes, so that a replica costs a lookup."""
+
+    def __init__(self) -> None:
+        self._by_bytes: dict[tuple[str, bytes], PodClass] = {}
+
+    def of(self, pod: o.Pod) -> PodClass:
+        key = (owner_of(pod), pod.spec.SerializeToString(deterministic=True))
+        found = self._by_bytes.get(key)
+        if found is None:
+            if len(self._by_bytes) >= CACHE_LIMIT:
+                self._by_bytes.clear()
+            found = self._by_bytes[key] = compile_class(pod)
+        return found

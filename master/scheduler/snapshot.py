@@ -1,0 +1,282 @@
+"""The scheduler's picture of the cluster: struct of arrays, one row per node ordered by name, exact integers.
+
+Owned by one loop: fed by `apply`, changed by `commit` and `undo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.master.model import Event
+from shoal.master.scheduler.classes import BASE_RESOURCES, PODS, amounts, owner_of, requests_of
+from shoal.proto.v1 import objects_pb2 as o
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+FINAL_PHASES = frozenset({"Succeeded", "Failed"})
+LABEL_ROWS_LIMIT = 512  # label pairs whose node masks are kept
+
+
+class TaintKey(NamedTuple):
+    key: str
+    value: str
+    effect: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What placement needs to know of a node."""
+
+    name: str
+    alloc: dict[str, int]
+    labels: dict[str, str]
+    taints: frozenset[TaintKey]
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a bound pod takes of its node."""
+
+    node: str
+    requests: tuple[tuple[str, int], ...]
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a batch of events made better: which reasons for waiting may have gone."""
+
+    nodes_changed: bool
+    freed: bool
+
+
+def facts_of(node: o.Node) -> NodeFacts:
+    status = node.status
+    alloc = amounts(status.allocatable) if status.allocatable else amounts(status.capacity)
+    is_ready = any(c.type == "Ready" and c.status == "True" for c in status.conditions)
+    closing = node.metadata.HasField("deletionTimestamp")
+    taints = frozenset(TaintKey(t.key, t.value, t.effect) for t in node.spec.taints)
+    return NodeFacts(node.metadata.name, alloc, dict(node.metadata.labels), taints, is_ready and not closing)
+
+
+def holds(pod: o.Pod) -> bool:
+    """Bound and not ended: a pod keeps its resources until its agent has reported the end."""
+    return bool(pod.spec.nodeName) and pod.status.phase not in FINAL_PHASES
+
+
+class Snapshot:
+    """`alloc` and `used` are int64[resource, node]; `resources` names their rows."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.row: dict[str, int] = {}
+        self.resources: list[str] = list(BASE_RESOURCES)
+        self.alloc: Ints = np.zeros((len(self.resources), 0), dtype=np.int64)
+        self.used: Ints = np.zeros((len(self.resources), 0), dtype=np.int64)
+        self.ready: Bools = np.zeros(0, dtype=np.bool_)
+        self.epoch = 0  # grows with every change of a node
+        self._facts: dict[str, NodeFacts] = {}
+        self._holds: dict[str, Hold] = {}  # by pod uid
+        self._by_node: dict[str, set[str]] = {}
+        self._owners: dict[str, dict[str, int]] = {}  # owner uid -> node -> its pods there
+        self._taints: dict[TaintKey, Bools] | None = None
+        self._label_rows: dict[tuple[str, str], Bools] = {}
+
+    # ---- what it says ----
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def facts(self) -> list[NodeFacts]:
+        """In the order of the rows."""
+        return [self._facts[name] for name in self.names]
+
+    def held(self, uid: str) -> Hold | None:
+        return self._holds.get(uid)
+
+    def resource_row(self, name: str) -> int | None:
+        try:
+            return self.resources.index(name)
+        except ValueError:
+            return None
+
+    def taint_rows(self) -> dict[TaintKey, Bools]:
+        """For each distinct taint the nodes that carry it."""
+        if self._taints is None:
+            self._taints = {}
+            for index, facts in enumerate(self.facts()):
+                for taint in facts.taints:
+                    row = self._taints.get(taint)
+                    if row is None:
+                        row = self._taints[taint] = np.zeros(len(self), dtype=np.bool_)
+                    row[index] = True
+        return self._taints
+
+    def label_row(self, key: str, value: str) -> Bools:
+        """The nodes with this label."""
+        found = self._label_rows.get((key, value))
+        if found is None:
+            if len(self._label_rows) >= LABEL_ROWS_LIMIT:
+                self._label_rows.clear()
+            has = (facts.labels.get(key) == value for facts in self.facts())
+            found = self._label_rows[key, value] = np.fromiter(has, dtype=np.bool_, count=len(self))
+        return found
+
+    def owner_counts(self, owner: str) -> Ints:
+        """How many pods of the owner each node holds."""
+        counts = np.zeros(len(self), dtype=np.int64)
+        for node, number in self._owners.get(owner, {}).items():
+            index = self.row.get(node)
+            if index is not None:
+                counts[index] = number
+        return counts
+
+    def sibling_count(self, owner: str, index: int) -> int:
+        return self._owners.get(owner, {}).get(self.names[index], 0)
+
+    # ---- events ----
+    def apply(self, events: Iterable[Event]) -> Applied:
+        """Nodes and pods as committed; the order within the batch does not matter for different objects."""
+        changed: dict[str, NodeFacts | None] = {}
+        freed = False
+        for event in events:
+            if event.key.kind == "Node":
+                node = event.new.message if event.new else None
+                changed[event.key.name] = facts_of(node) if isinstance(node, o.Node) else None
+            elif event.key.kind == "Pod":
+                freed = self._apply_pod(event) or freed
+        return Applied(self._apply_nodes(changed), freed)
+
+    def _apply_pod(self, event: Event) -> bool:
+        """True when something was freed."""
+        old = event.old.message if event.old else None
+        new = event.new.message if event.new else None
+        freed = False
+        if isinstance(old, o.Pod) and (new is None or new.metadata.uid != old.metadata.uid):
+            freed = self.undo(old.metadata.uid)
+        if not isinstance(new, o.Pod):
+            return freed
+        uid = new.metadata.uid
+        if not holds(new):
+            # An unbound pod may be assumed here while its binding is under way: only its end frees that.
+            ended = new.status.phase in FINAL_PHASES
+            return (self.undo(uid) if ended else False) or freed
+        known = self._holds.get(uid)
+        if known is None or known.node != new.spec.nodeName:
+            self.undo(uid)
+            self.commit(uid, Hold(new.spec.nodeName, requests_of(new.spec), owner_of(new)))
+        return freed
+
+    def commit(self, uid: str, hold: Hold) -> None:
+        """The pod takes its part of the node, known or not yet known."""
+        assert uid not in self._holds, f"pod {uid} is placed twice"
+        self._holds[uid] = hold
+        self._by_node.setdefault(hold.node, set()).add(uid)
+        if hold.owner:
+            on = self._owners.setdefault(hold.owner, {})
+            on[hold.node] = on.get(hold.node, 0) + 1
+        self._count(hold, 1)
+
+    def undo(self, uid: str) -> bool:
+        """Gives back what the pod took; False when it took nothing."""
+        hold = self._holds.pop(uid, None)
+        if hold is None:
+            return False
+        on_node = self._by_node[hold.node]
+        on_node.discard(uid)
+        if not on_node:
+            del self._by_node[hold.node]
+        if hold.owner:
+            self._forget_owner(hold)
+        self._count(hold, -1)
+        return True
+
+    def _forget_owner(self, hold: Hold) -> None:
+        on = self._owners[hold.owner]
+        on[hold.node] -= 1
+        if not on[hold.node]:
+            del on[hold.node]
+        if not on:
+            del self._owners[hold.owner]
+
+    def _count(self, hold: Hold, sign: int) -> None:
+        index = self.row.get(hold.node)
+        if index is None:
+            return
+        for name, value in hold.requests:
+            resource = self._resource(name)  # first: it may replace `used`
+            self.used[resource, index] += sign * value
+
+    def _resource(self, name: str) -> int:
+        """The row of a resource; a new one is appended."""
+        found = self.resource_row(name)
+        if found is None:
+            found = len(self.resources)
+            self.resources.append(name)
+            empty = np.zeros((1, len(self)), dtype=np.int64)
+            self.alloc = np.vstack([self.alloc, empty])
+            self.used = np.vstack([self.used, empty])
+        return found
+
+    # ---- nodes ----
+    def _apply_nodes(self, changed: dict[str, NodeFacts | None]) -> bool:
+        real = {name: facts for name, facts in changed.items() if facts != self._facts.get(name)}
+        if not real:
+            return False
+        self.epoch += 1
+        self._taints, self._label_rows = None, {}
+        reshaped = False
+        for name, facts in real.items():
+            reshaped = reshaped or facts is None or name not in self._facts
+            if facts is None:
+                del self._facts[name]
+            else:
+                self._facts[name] = facts
+        if reshaped:
+            self._reshape()
+        for name, facts in real.items():
+            if facts is not None:
+                self._set_row(self.row[name], facts)
+        return True
+
+    def _reshape(self) -> None:
+        """New rows in the order of names; what stays keeps its figures, what is new counts its pods."""
+        before, old = self.row, (self.alloc, self.used, self.ready)
+        self.names = sorted(self._facts)
+        self.row = {name: index for index, name in enumerate(self.names)}
+        kept = [(index, before[name]) for index, name in enumerate(self.names) if name in before]
+        to, came = [index for index, _ in kept], [index for _, index in kept]
+        shape = (len(self.resources), len(self.names))
+        self.alloc, self.used = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        self.ready = np.zeros(len(self.names), dtype=np.bool_)
+        self.alloc[:, to], self.used[:, to], self.ready[to] = old[0][:, came], old[1][:, came], old[2][came]
+        for name in self.names:
+            if name not in before:
+                for uid in self._by_node.get(name, ()):
+                    self._count(self._holds[uid], 1)
+
+    def _set_row(self, index: int, facts: NodeFacts) -> None:
+        for name in facts.alloc:
+            self._resource(name)
+        self.alloc[:, index] = [facts.alloc.get(name, 0) for name in self.resources]
+        self.ready[index] = facts.ready
+
+    def free(self, resource: str) -> Ints:
+        """What is left per node; negative where more is bound than there is. Nothing of what no node has."""
+        index = self.resource_row(resource)
+        if index is None:
+            return np.zeros(len(self), dtype=np.int64)
+        result: Ints = self.alloc[index] - self.used[index]
+        return result
+
+    def pods_held(self) -> int:
+        return int(self.used[self._resource(PODS)].sum())

@@ -1,0 +1,54 @@
+"""The declared indexes over committed objects: by owner uid, by node and by label. Kept by `apply` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TypeAlias, cast
+
+from shoal.master.model import Key, Object, Record
+from shoal.proto.v1 import objects_pb2 as o
+
+# ("owner", uid), ("node", name) or ("label", kind, namespace, key, value)
+Entry: TypeAlias = tuple[str, ...]
+_NOTHING: dict[Key, Object] = {}
+
+
+def entries_of(record: Record) -> tuple[Entry, ...]:
+    """Where an object is to be found."""
+    message, key = record.message, record.key
+    metadata = message.metadata
+    entries: list[Entry] = [("owner", owner.uid) for owner in metadata.ownerReferences]
+    entries += [("label", key.kind, key.namespace, name, value) for name, value in metadata.labels.items()]
+    if key.kind == "Pod" and (node := cast(o.Pod, message).spec.nodeName):
+        entries.append(("node", node))
+    return tuple(entries)
+
+
+class Indexes:
+    """Entry -> the objects in it, newest state. What `find` gives is live: use it before the next await."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Entry, dict[Key, Object]] = {}
+        self._entries: dict[Key, tuple[Entry, ...]] = {}
+
+    def find(self, entry: Entry) -> Collection[Object]:
+        return self._objects.get(entry, _NOTHING).values()
+
+    def put(self, record: Record) -> None:
+        key, entries = record.key, entries_of(record)
+        before = self._entries.get(key, ())
+        if before != entries:
+            self._leave(key, [entry for entry in before if entry not in entries])
+            self._entries[key] = entries
+        for entry in entries:
+            self._objects.setdefault(entry, {})[key] = record.message
+
+    def remove(self, key: Key) -> None:
+        self._leave(key, self._entries.pop(key, ()))
+
+    def _leave(self, key: Key, entries: Collection[Entry]) -> None:
+        for entry in entries:
+            objects = self._objects[entry]
+            objects.pop(key, None)
+            if not objects:
+                del self._objects[entry]

@@ -1,0 +1,150 @@
+"""What Kubernetes has and Shoal has not (yet): fields by message type, and kinds. Named so that they can be refused.
+
+Source: k8s.io/api core/v1, apps/v1 (1.34) and the list of built-in API groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The kinds of this version, with the apiVersion that each must have.
+API_VERSIONS: Mapping[str, str] = {
+    "Namespace": "v1",
+    "Node": "v1",
+    "Pod": "v1",
+    "ReplicaSet": "apps/v1",
+    "Deployment": "apps/v1",
+    "ConfigMap": "v1",
+    "Secret": "v1",
+    "Event": "v1",
+}
+CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+
+
+def _named(names: str, **hints: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), "") | hints
+
+
+_WRITTEN = "it is written by the system; remove it"
+_CPU_ONLY = "write requests and limits under the containers' resources"
+
+# message type -> field -> what to do instead ("" when there is nothing to say)
+UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "ObjectMeta": _named("", managedFields=_WRITTEN, selfLink=_WRITTEN, clusterName="remove it"),
+    "NamespaceStatus": _named("conditions"),
+    "NodeSpec": _named(
+        "podCIDRs providerID configSource externalID",
+        unschedulable='use a taint with effect "NoSchedule" under spec.taints',
+    ),
+    "NodeStatus": _named(
+        "phase daemonEndpoints volumesInUse volumesAttached config runtimeHandlers features declaredFeatures"
+    ),
+    "NodeSystemInfo": _named("systemUUID kubeProxyVersion swap"),
+    "PodSpec": _named(
+        "volumes ephemeralContainers activeDeadlineSeconds dnsPolicy automountServiceAccountToken hostNetwork hostPID"
+        " hostIPC shareProcessNamespace imagePullSecrets hostname subdomain hostAliases priorityClassName"
+        " priority dnsConfig readinessGates runtimeClassName enableServiceLinks preemptionPolicy overhead"
+        " setHostnameAsFQDN os hostUsers schedulingGates resourceClaims hostnameOverride"
+        " workloadRef schedulingGroup",
+        initContainers="let the container's command do that work before its main program",
+        affinity="use spec.nodeSelector to choose nodes",
+        topologySpreadConstraints="remove it: replicas of one owner are spread over nodes anyway",
+        schedulerName="remove it: there is one scheduler",
+        serviceAccountName="remove it: pods carry no identity towards the API",
+        serviceAccount="remove it: pods carry no identity towards the API",
+        resources=_CPU_ONLY,
+    ),
+    "Container": _named(
+        "resizePolicy restartPolicyRules volumeMounts volumeDevices livenessProbe readinessProbe startupProbe lifecycle"
+        " terminationMessagePath terminationMessagePolicy stdin stdinOnce tty",
+        envFrom="write the variables under env, each with a value",
+        imagePullPolicy="remove it: images are loaded with 'shoal image load'",
+        restartPolicy="use the pod's restartPolicy",
+    ),
+    "EnvVar": _named("", valueFrom="write the variable's value"),
+    "ContainerPort": _named("hostIP", hostPort="use containerPort and the pod's own address"),
+    "ResourceRequirements": _named("claims"),
+    "Capabilities": _named("add"),
+    "SecurityContext": _named(
+        "privileged seLinuxOptions windowsOptions procMount appArmorProfile",
+        seccompProfile="remove it: the default profile is always on",
+    ),
+    "PodSecurityContext": _named(
+        "seLinuxOptions windowsOptions supplementalGroups supplementalGroupsPolicy fsGroup sysctls"
+        " fsGroupChangePolicy appArmorProfile seLinuxChangePolicy",
+        seccompProfile="remove it: the default profile is always on",
+    ),
+    "Condition": _named("observedGeneration"),
+    "PodStatus": _named(
+        "hostIPs nominatedNodeName initContainerStatuses ephemeralContainerStatuses resize resourceClaimStatuses"
+        " extendedResourceClaimStatus allocatedResources resources"
+    ),
+    "ContainerStatus": _named("allocatedResources allocatedResourcesStatus resources volumeMounts user stopSignal"),
+    "ReplicaSetSpec": _named("minReadySeconds"),
+    "ReplicaSetStatus": _named("terminatingReplicas"),
+    "DeploymentSpec": _named(
+        "minReadySeconds revisionHistoryLimit paused progressDeadlineSeconds rollbackTo",
+        strategy="remove it: a changed template is replaced one new pod up, then one old pod down",
+    ),
+    "DeploymentStatus": _named("terminatingReplicas"),
+    "Event": _named("eventTime series action related reportingComponent reportingInstance"),
+}
+_MEANT_WHEN_EMPTY = frozenset({"valueFrom"})  # `valueFrom: {}` is a half-written reference, not nothing
+
+
+def says_nothing(name: str, value: Any) -> bool:
+    """Whether an unsupported field may stay because its value is that of leaving it out: null, {} or []
+    (generators write `strategy: {}`, `creationTimestamp: null`)."""
+    return value is None or (name not in _MEANT_WHEN_EMPTY and value in ({}, []))
+
+
+# Every other kind of Kubernetes' built-in API groups, by group ("" is core), with those that only its tools read.
+OTHER_KINDS: Mapping[str, str] = {
+    kind: group
+    for group, kinds in {
+        "": "Binding ComponentStatus Endpoints LimitRange PersistentVolume PersistentVolumeClaim PodTemplate"
+        " ReplicationController ResourceQuota Service ServiceAccount Status Eviction",
+        "apps": "ControllerRevision DaemonSet StatefulSet",
+        "batch": "Job CronJob",
+        "autoscaling": "HorizontalPodAutoscaler Scale",
+        "policy": "PodDisruptionBudget PodSecurityPolicy",
+        "networking.k8s.io": "Ingress IngressClass NetworkPolicy IPAddress ServiceCIDR",
+        "rbac.authorization.k8s.io": "Role RoleBinding ClusterRole ClusterRoleBinding",
+        "storage.k8s.io": "StorageClass VolumeAttachment CSIDriver CSINode CSIStorageCapacity VolumeAttributesClass",
+        "apiextensions.k8s.io": "CustomResourceDefinition ConversionReview",
+        "apiregistration.k8s.io": "APIService",
+        "admissionregistration.k8s.io": "MutatingWebhookConfiguration ValidatingWebhookConfiguration"
+        " ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding MutatingAdmissionPolicy"
+        " MutatingAdmissionPolicyBinding",
+        "admission.k8s.io": "AdmissionReview",
+        "certificates.k8s.io": "CertificateSigningRequest ClusterTrustBundle PodCertificateRequest",
+        "coordination.k8s.io": "Lease LeaseCandidate",
+        "discovery.k8s.io": "EndpointSlice",
+        "flowcontrol.apiserver.k8s.io": "FlowSchema PriorityLevelConfiguration",
+        "node.k8s.io": "RuntimeClass",
+        "scheduling.k8s.io": "PriorityClass Workload PodGroup",
+        "resource.k8s.io": "ResourceClaim ResourceClaimTemplate ResourceSlice DeviceClass DeviceTaintRule"
+        " ResourcePoolStatusRequest",
+        "authentication.k8s.io": "TokenRequest TokenReview SelfSubjectReview",
+        "authorization.k8s.io": "LocalSubjectAccessReview SelfSubjectAccessReview SelfSubjectRulesReview"
+        " SubjectAccessReview",
+        "storagemigration.k8s.io": "StorageVersionMigration",
+        "internal.apiserver.k8s.io": "StorageVersion",
+        "kubelet.config.k8s.io": "KubeletConfiguration CredentialProviderConfig",
+        "kubeproxy.config.k8s.io": "KubeProxyConfiguration",
+        "kubescheduler.config.k8s.io": "KubeSchedulerConfiguration",
+        "kubeadm.k8s.io": "ClusterConfiguration InitConfiguration JoinConfiguration",
+        "kustomize.config.k8s.io": "Kustomization Component",
+        "audit.k8s.io": "Policy",
+        "apiserver.config.k8s.io": "EncryptionConfiguration",
+    }.items()
+    for kind in kinds.split()
+}
+KIND_HINTS: Mapping[str, str] = {
+    "DaemonSet": "use a Deployment",
+    "StatefulSet": "use a Deployment",
+    "ReplicationController": "use a ReplicaSet or a Deployment",
+    "Job": 'use a Pod with restartPolicy "OnFailure"',
+    "ResourceQuota": "give the pods limits",
+}

@@ -1,0 +1,194 @@
+"""The scheduler's core: fit, selectors, taints, readiness, spreading, and reasons with counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.master.model import Event, Key, Object, Record, key_of
+from shoal.master.scheduler.classes import compile_class, requests_of
+from shoal.master.scheduler.core import Plan, Waiting, schedule
+from shoal.master.scheduler.explain import same_story
+from shoal.master.scheduler.snapshot import Snapshot
+from shoal.proto.v1 import objects_pb2 as o
+from tests.control_world import node, pod, replicaset
+
+
+def added(obj: Object, revision: int = 1) -> Event:
+    key = key_of(obj)
+    return Event(key, revision, None, Record(key, obj, obj.SerializeToString(), revision, revision))
+
+
+def gone(obj: Object) -> Event:
+    key = key_of(obj)
+    return Event(key, 9, Record(key, obj, obj.SerializeToString(), 1, 1), None)
+
+
+def snapshot_of(*objects: Object) -> Snapshot:
+    snapshot = Snapshot()
+    snapshot.apply([added(obj) for obj in objects])
+    return snapshot
+
+
+def waiting(one: o.Pod) -> Waiting:
+    return Waiting(one.metadata.uid, Key("Pod", "default", one.metadata.name), compile_class(one))
+
+
+def place(snapshot: Snapshot, *pods: o.Pod) -> Plan:
+    return schedule(snapshot, [waiting(one) for one in pods])
+
+
+def nodes_of(plan: Plan) -> list[str]:
+    return [binding.node for binding in plan.bindings]
+
+
+def test_replicas_of_one_owner_are_spread_over_the_nodes() -> None:
+    rs = replicaset()
+    snapshot = snapshot_of(*(node(f"n{i}") for i in range(3)))
+    plan = place(snapshot, *(pod(f"p{i}", owner=rs, cpu="100m") for i in range(7)))
+    assert nodes_of(plan) == ["n0", "n1", "n2", "n0", "n1", "n2", "n0"]
+
+
+def test_pods_without_owner_go_where_most_is_free() -> None:
+    snapshot = snapshot_of(node("a", cpu="2"), node("b", cpu="4"))
+    assert nodes_of(place(snapshot, pod("x", cpu="1"))) == ["b"]
+
+
+def test_a_resource_that_is_used_up_is_not_given_twice() -> None:
+    snapshot = snapshot_of(node("a", cpu="1"))
+    plan = place(snapshot, pod("x", cpu="600m"), pod("y", cpu="600m"))
+    assert nodes_of(plan) == ["a"]
+    assert plan.refusals[0].explanation.message == (
+        "0/1 nodes are available: 1 Insufficient cpu (short of 200m at best)."
+    )
+
+
+def test_every_pod_takes_a_pod_slot() -> None:
+    snapshot = snapshot_of(node("a", pods="2"))
+    plan = place(snapshot, pod("x"), pod("y"), pod("z"))
+    assert nodes_of(plan) == ["a", "a"]
+    assert plan.refusals[0].explanation.message == "0/1 nodes are available: 1 Too many pods."
+
+
+def test_the_reasons_count_every_node_once() -> None:
+    nodes = [node(f"full{i}", cpu="1") for i in range(9)]
+    nodes += [node(f"tainted{i}", taints=[("a", "b", "NoSchedule")]) for i in range(2)]
+    plan = place(snapshot_of(*nodes, node("away", is_ready=False)), pod("x", cpu="1500m"))
+    story = plan.refusals[0].explanation
+    assert story.message == (
+        "0/12 nodes are available: 9 Insufficient cpu (short of 500m at best), "
+        "2 node(s) had untolerated taint {a=b:NoSchedule}, 1 node(s) were not ready."
+    )
+    assert sum(number for _, number in story.counts) == 12
+    assert story.by_usage
+
+
+def test_without_nodes_it_says_so() -> None:
+    plan = place(Snapshot(), pod("x"))
+    assert plan.refusals[0].explanation.message == "0/0 nodes are available: no nodes are registered."
+
+
+def test_memory_that_is_missing_is_said_in_its_unit() -> None:
+    plan = place(snapshot_of(node("a", memory="1Gi")), pod("x", memory="1536Mi"))
+    assert "1 Insufficient memory (short of 512Mi at best)" in plan.refusals[0].explanation.message
+
+
+def test_a_resource_no_node_has_is_refused_and_adds_no_row() -> None:
+    snapshot = snapshot_of(node("a"))
+    one = pod("x")
+    one.spec.containers[0].resources.requests["example.com/gpu"].text = "1"
+    plan = place(snapshot, one)
+    assert "1 Insufficient example.com/gpu" in plan.refusals[0].explanation.message
+    assert "example.com/gpu" not in snapshot.resources
+
+
+def test_an_extended_resource_is_counted() -> None:
+    owner = node("a")
+    owner.status.allocatable["example.com/gpu"].text = "1"
+    one, two = pod("x"), pod("y")
+    for each in (one, two):
+        each.spec.containers[0].resources.limits["example.com/gpu"].text = "1"
+    plan = place(snapshot_of(owner, node("b")), one, two)
+    assert nodes_of(plan) == ["a"]
+    assert "2 Insufficient example.com/gpu" in plan.refusals[0].explanation.message
+
+
+def test_the_node_selector_holds() -> None:
+    one = pod("x")
+    one.spec.nodeSelector["disk"] = "ssd"
+    assert nodes_of(place(snapshot_of(node("a"), node("b", disk="ssd")), one)) == ["b"]
+    refused = place(snapshot_of(node("a")), one).refusals[0].explanation
+    assert "1 node(s) didn't match Pod's node selector" in refused.message
+    assert not refused.by_usage
+
+
+@pytest.mark.parametrize(
+    ("toleration", "placed"),
+    [
+        (o.Toleration(key="a", operator="Equal", value="b", effect="NoSchedule"), True),
+        (o.Toleration(key="a", value="b"), True),
+        (o.Toleration(key="a", operator="Exists"), True),
+        (o.Toleration(operator="Exists"), True),
+        (o.Toleration(key="a", value="c"), False),
+        (o.Toleration(key="a", operator="Exists", effect="NoExecute"), False),
+    ],
+)
+def test_tolerations(toleration: o.Toleration, placed: bool) -> None:
+    one = pod("x")
+    one.spec.tolerations.append(toleration)
+    plan = place(snapshot_of(node("a", taints=[("a", "b", "NoSchedule")])), one)
+    assert bool(plan.bindings) is placed
+
+
+def test_prefer_no_schedule_only_scores() -> None:
+    soft = node("a", cpu="64", taints=[("a", "b", "PreferNoSchedule")])
+    snapshot = snapshot_of(soft, node("b", cpu="1"))
+    assert nodes_of(place(snapshot, pod("x", cpu="600m"), pod("y", cpu="600m"))) == ["b", "a"]
+
+
+def test_ended_pods_give_back_and_deleted_ones_do_not_before_their_end() -> None:
+    going = pod("old", node="a", phase="Running", cpu="3")
+    going.metadata.deletionTimestamp.seconds = 5
+    snapshot = snapshot_of(node("a"), going)
+    assert place(snapshot, pod("x", cpu="2")).refusals
+    ended = o.Pod.FromString(going.SerializeToString())
+    ended.status.phase = "Failed"
+    assert snapshot.apply([added(ended)]).freed
+    assert nodes_of(place(snapshot, pod("x", cpu="2"))) == ["a"]
+
+
+def test_pods_of_a_node_that_comes_later_count_there() -> None:
+    snapshot = snapshot_of(pod("early", node="m", phase="Running", cpu="3"), node("a", cpu="1"))
+    snapshot.apply([added(node("m")), added(node("z", cpu="1"))])
+    assert snapshot.names == ["a", "m", "z"]
+    assert int(snapshot.free("cpu")[1]) == 1000
+    snapshot.apply([gone(node("a"))])
+    assert snapshot.names == ["m", "z"]
+    assert int(snapshot.free("cpu")[0]) == 1000
+
+
+def test_a_name_that_is_used_again_is_another_pod() -> None:
+    first = pod("x", node="a", phase="Running", cpu="3")
+    snapshot = snapshot_of(node("a"), first)
+    second = pod("x", node="a", phase="Running", cpu="1")
+    second.metadata.uid = "other"
+    key = key_of(first)
+    old, new = (Record(key, p, p.SerializeToString(), 1, 1) for p in (first, second))
+    snapshot.apply([Event(key, 5, old, new)])
+    assert int(snapshot.used[0, 0]) == 1000
+    assert snapshot.held(first.metadata.uid) is None
+
+
+def test_requests_round_up_and_limits_stand_in() -> None:
+    one = pod("x", cpu="0.5m")
+    one.spec.containers.append(o.Container(name="d"))
+    one.spec.containers[1].resources.limits["memory"].text = "1k"
+    assert requests_of(one.spec) == (("cpu", 1), ("memory", 1000), ("pods", 1))
+
+
+def test_a_message_with_other_counts_tells_the_same_story() -> None:
+    first = "0/12 nodes are available: 9 Insufficient cpu (short of 250m at best), 3 node(s) were not ready."
+    assert same_story(
+        first, "0/13 nodes are available: 3 node(s) were not ready, 10 Insufficient cpu (short of 1m at best)."
+    )
+    assert not same_story(first, "0/12 nodes are available: 12 Insufficient cpu (short of 250m at best).")
+    assert not same_story("", first)
