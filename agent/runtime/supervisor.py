@@ -32,6 +32,7 @@ EMPTY_SECONDS = 10.0  # how long killed processes may take to go
 LOCK_SECONDS = 5.0  # how long a predecessor may take to die
 MAX_ERROR = 2000  # characters of a message that is kept
 STREAMS = ("stdout", "stderr")
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)  # what a request of the wrong shape raises
 
 
 class Refused(Exception):
@@ -264,7 +265,7 @@ class Supervisor:
             answer = {"error": start_error(fault)}
         except (Refused, wire.WireError, OSError, cgroup_kinds.CgroupError, namespaces.SandboxError) as fault:
             answer = {"error": {"kind": "fault", "message": str(fault)}}
-        except (KeyError, TypeError, ValueError) as fault:
+        except MALFORMED as fault:
             answer = {"error": {"kind": "fault", "message": f"the request is malformed: {fault!r}"}}
         channel.send({"id": message.get("id"), **answer}, handed)
         wire.close_all(handed)
@@ -388,7 +389,10 @@ class Supervisor:
         if known is None and not run.ended:
             if run.intent is not None:
                 raise Refused(f"{pod}/{name}/{attempt} is in an unknown state: the records are damaged")
-            self._launch(name, attempt, message["spec"], str(message.get("seccomp", "")))
+            spec = message["spec"]
+            if not isinstance(spec, dict) or list((spec.get("id") or {}).values()) != [pod, name, attempt]:
+                raise Refused(f"the spec is not the one of {pod}/{name}/{attempt}")
+            self._launch(name, attempt, spec, str(message.get("seccomp", "")))
         return {}  # the client reads the records
 
     def _launch(self, name: str, attempt: int, spec: wire.Message, profile: str) -> None:
@@ -403,7 +407,7 @@ class Supervisor:
         self._fault_point("intent")
         try:
             launched = self._launch_process(live, sandbox, bpf)
-        except (launch.LaunchError, cgroup_kinds.CgroupError, OSError) as fault:
+        except (launch.LaunchError, cgroup_kinds.CgroupError, OSError, *MALFORMED) as fault:
             error = fault if isinstance(fault, launch.LaunchError) else None
             error = error or launch.LaunchError("CreateContainerError", str(fault)[:MAX_ERROR], 128)
             self._forget(live)
