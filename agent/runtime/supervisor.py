@@ -186,7 +186,7 @@ class Supervisor:
         spec = (run.intent or {}).get("spec", {})
         pid, ticks = int(started["pid"]), int(started["start_ticks"])
         live = Live(run.name, run.attempt, spec, self._log(spec), {}, pid, own=False)
-        live.ticks, live.at, live.told = ticks, started["at"], records.parent_of(pid) in (0, os.getppid())
+        live.ticks, live.at, live.told = ticks, started["at"], self._is_told(live.key, pid)
         kept = self.inherited.get(live.key, Kept(live.key))
         for stream in STREAMS:
             pipe = self._reopen_pipe(kept, stream, pid, started.get("pipes", {}))
@@ -200,6 +200,10 @@ class Supervisor:
             except ProcessLookupError:
                 pass
         self._watch(live)
+
+    def _is_told(self, key: str, pid: int) -> bool:
+        """Whether the spawner may be the one that waits for an orphan: it has known it, and no one else has it."""
+        return key in self.inherited and records.parent_of(pid) in (0, os.getppid())
 
     def _reopen_pipe(self, kept: Kept, stream: str, pid: int, pipes: Mapping[str, str]) -> Stream | None:
         """The pipe from the duplicates, else through the container's own descriptor if it is still that pipe."""
@@ -224,6 +228,7 @@ class Supervisor:
         execution = Execution(kept.key, int(kept.facts.get("pid", 0)), kept.fds["pidfd"], kept.fds["status"], False)
         self.executions[kept.key] = execution
         self.poller.watch(execution.pidfd, lambda: self._orphaned_execution(execution))
+        self.poller.watch(execution.status, lambda: self._abandoned_execution(execution))
 
     def _orphaned_execution(self, execution: Execution) -> None:
         """Its code comes from the spawner, if at all."""
@@ -686,6 +691,7 @@ class Supervisor:
         self.executions[execution.key] = execution
         self._keep_execution(execution)
         self.poller.watch(launched.pidfd, lambda: self._executed(execution))
+        self.poller.watch(status_write, lambda: self._abandoned_execution(execution))
         handed += [status_read, os.dup(launched.pidfd)]
         return {"fds": [*names, "status", "pidfd"]}
 
@@ -693,11 +699,20 @@ class Supervisor:
         _, status = os.waitpid(execution.pid, os.WNOHANG)
         self._end_execution(execution, status)
 
+    def _abandoned_execution(self, execution: Execution) -> None:
+        """The agent has closed its end of the status pipe, or has died: nobody is left to end the command."""
+        self.poller.forget(execution.status)
+        try:
+            signal.pidfd_send_signal(execution.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
     def _end_execution(self, execution: Execution, status: int | None) -> None:
         """Writes the exit code for the agent; without one the pipe just ends."""
         if self.executions.pop(execution.key, None) is None:
             return
         self.poller.forget(execution.pidfd)
+        self.poller.forget(execution.status)
         self.poller.cancel(execution.key)
         if status is not None:
             try:

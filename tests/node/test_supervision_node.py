@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.agent.runtime import wire
+from shoal.agent.runtime import cgroups, wire
 from shoal.agent.runtime.port import ContainerID, Exited
 from shoal.agent.runtime.settings import Settings
 from tests.node.supervision_world import World, ended, persistent, state_of, until
@@ -167,6 +167,30 @@ async def test_descriptors_do_not_pile_up(world: World) -> None:
             pids = (os.getpid(), world.spawner_pid(), world.supervisor_pid(pod))
             counts.append([len(os.listdir(f"/proc/{pid}/fd")) for pid in pids])
         assert counts[-1] == counts[1], counts
+
+
+async def test_a_command_ends_with_the_agent_that_asked_for_it(world: World) -> None:
+    groups = cgroups.open_cgroups(world.settings.cgroup_root)
+    async with world.client() as client:
+        pod = world.pod()
+        await client.ensure_sandbox(world.sandbox(pod))
+        state = await client.start(world.spec(pod, "exec sleep 1000"))
+        path = groups.container_path(pod, "main", 0)
+        fds: list[int] = []
+        with wire.connect(f"{world.settings.run}/spawner.sock") as agent:
+            wire.send(agent, {"id": 1, "op": "exec", "pod": pod, "run": [pod, "main", 0], "argv": ["sleep", "999"]})
+
+            def answered() -> bool:
+                try:
+                    fds.extend(wire.receive(agent)[1])
+                except BlockingIOError:
+                    return False
+                return True
+
+            await until(answered, "the answer")
+            assert len(groups.pids(path)) == 2
+        wire.close_all(fds)
+        await until(lambda: groups.pids(path) == {state.pid}, "the command has been killed")
 
 
 def test_settings_are_found_wanting_before_anything_starts(tmp_path: Path) -> None:
