@@ -72,9 +72,9 @@ class Stamper:
 
 
 class LogFile:
-    """Appends whole lines to `path`, rotates it to path.1, path.2, ... and survives a full or missing disk.
+    """Appends whole lines to `path` ("" is nowhere), rotates it to path.1, path.2, ...; survives a full disk.
 
-    `write` and `open` are os.write and os.open, given so that tests can refuse.
+    `write` is os.write, given so that tests can refuse.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class LogFile:
 
     def append(self, lines: bytes, stamp: bytes) -> None:
         """Writes lines or drops and counts them; never raises for the disk's sake, never waits for it."""
-        if not lines:
+        if not lines or not self.path:
             return
         if self.dropped_lines and not self._say_dropped(stamp):
             self._drop(lines)

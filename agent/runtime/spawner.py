@@ -22,12 +22,12 @@ import traceback
 from dataclasses import dataclass, field
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import records, supervisor, syscalls, wire
+from shoal.agent.runtime import executions, records, supervisor, syscalls, wire
 from shoal.agent.runtime.settings import Settings, SettingsError, load
-from shoal.agent.runtime.supervisor import Kept
+from shoal.agent.runtime.wire import Kept
 
 ATTACH_SECONDS = 0.05  # first pause before a supervisor is looked for again; doubles
-ATTACH_LONGEST = 5.0
+ATTACH_LONGEST = 1.0
 STEADY_SECONDS = 10.0  # after which a supervisor counts as healthy
 READY_SECONDS = 10.0  # how long "ready" waits for supervisors
 SWEEP_SECONDS = 60.0  # before what could not be deleted is tried again
@@ -340,7 +340,7 @@ class Spawner:
             except OSError as fault:
                 log(f"cannot record the end of {pod.uid}/{name}/{attempt}: {fault}")
         elif pod.link is None:
-            os.write(kept.fds["status"], json.dumps(records.exit_of_status(status, 0)["code"]).encode())
+            executions.write_code(kept.fds["status"], status)
         if pod.link is not None:
             pod.link.send({"op": "reaped", "pid": pid, "status": status})
 
