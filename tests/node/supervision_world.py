@@ -49,7 +49,7 @@ async def until(condition: Callable[[], object], what: str = "", seconds: float 
 
 async def persistent(call: Callable[[], Awaitable[T]]) -> T:
     """As the agent does: tries again while the runtime is away."""
-    for _ in range(200):
+    for _ in range(500):
         try:
             return await call()
         except RuntimeGone:

@@ -14,7 +14,7 @@ import pytest
 from tests.node.supervision_world import World, persistent, until
 
 PODS = 100
-PRIVATE_KIB_LIMIT = 1500  # per supervisor that has started a container
+PRIVATE_KIB_LIMIT = 4000  # per supervisor that has started a container
 READY_SECONDS = 20.0
 
 
