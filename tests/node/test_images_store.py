@@ -128,14 +128,23 @@ async def test_a_load_keeps_the_layers_it_counts_on(store: ImageStore) -> None:
     """The only other user of a shared layer goes while a load that needs it is under way."""
     base = make.layer(make.member("base", b"base"))
     await load(store, make.oci_archive(make.image(base, names=["a.io/old:1"])))
-    big = make.layer(make.member("big", os.urandom(8_000_000)))
-    new = make.oci_archive(make.image(base, big, names=["a.io/new:1"]))
-    unpacking = asyncio.Event()
-    task = asyncio.create_task(store.load(make.chunks(new), progress=lambda _: unpacking.set()))
-    await unpacking.wait()
-    await store.remove("a.io/old:1")
-    [image] = await task
-    assert (Path(image.layers[0]) / "base").read_bytes() == b"base"
+    middle = make.layer(make.member("middle", b"m"))
+    big = make.layer(make.member("big", os.urandom(20_000_000)))
+    new = make.oci_archive(make.image(base, middle, big, names=["a.io/new:1"]))
+    for step in ("received", "unpacked layer 2"):
+        await load(store, make.oci_archive(make.image(base, names=["a.io/old:1"])))
+        reached = asyncio.Event()
+
+        def said(text: str, event: asyncio.Event = reached, wanted: str = step) -> None:
+            if text.startswith(wanted):
+                event.set()
+
+        task = asyncio.create_task(store.load(make.chunks(new), progress=said))
+        await reached.wait()
+        await store.remove("a.io/old:1")
+        [image] = await task
+        assert (Path(image.layers[0]) / "base").read_bytes() == b"base"
+        await store.remove("a.io/new:1")
 
 
 async def _endless(archive: bytes, sent: asyncio.Event) -> AsyncIterator[bytes]:
@@ -175,9 +184,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-async def test_a_full_disk(small_disk: Path) -> None:
-    root = small_disk / "images"
-    store = await ImageStore.open(root, ARCHITECTURE)
+@pytest.fixture
+async def small_store(small_disk: Path) -> AsyncIterator[ImageStore]:
+    """Closed before its disk goes."""
+    store = await ImageStore.open(small_disk / "images", ARCHITECTURE)
+    yield store
+    await store.close()
+
+
+async def test_a_full_disk(small_disk: Path, small_store: ImageStore) -> None:
+    root, store = small_disk / "images", small_store
     kept = await load(store, make.small(b"kept", "kept:1"))
     for archive in (
         make.small(os.urandom(9_000_000)),  # does not fit as an archive
