@@ -234,3 +234,25 @@ def test_certificates_of_somebody_else(shoal: Shoal, master: MasterProcess, conf
     shoal("get", "pods", code=1)
     assert "cannot read the certificate file /nowhere/admin.crt: No such file" in shoal.err
     context(master, config)
+
+
+def completed(words: str, index: int, config: Path) -> list[str]:
+    environment = os.environ | {
+        "_SHOAL_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(index),
+        "SHOAL_CONFIG": str(config),
+    }
+    command = [sys.executable, "-m", "shoal.deploy.cli.main"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+def test_completion(shoal: Shoal, config: Path) -> None:
+    shoal("apply", "-f", shoal.file(CONFIG_MAP % "x"))
+    assert completed("shoal ev", 1, config) == ["events"]
+    assert completed("shoal get conf", 2, config) == ["configmaps"]
+    assert completed("shoal get cm ", 3, config) == ["conf"]
+    assert completed("shoal delete cm/", 2, config) == ["cm/conf"]
+    assert completed("shoal get banana ", 3, config) == []
