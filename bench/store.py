@@ -12,12 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.etcd import Server
+
 from shoal.master.election import Election, TaskRenewer
 from shoal.master.model import Change, Create, Modify, Object, Record
 from shoal.master.store.store import Store
 from shoal.master.store.writer import MAX_GROUP_OBJECTS
 from shoal.proto.v1 import objects_pb2 as o
-from tests.etcd import Server
 
 WRITERS = 256
 SECONDS = 8.0

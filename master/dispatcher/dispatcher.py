@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from shoal.master.dispatcher import nodes, statuses
@@ -80,6 +80,7 @@ class Dispatcher:
         self._joining: dict[str, object] = {}
         self._last_seen: dict[str, float] = {}
         self._started = self._clock()
+        self._changes = store.subscribe({"Pod", "Node"})  # from here on nothing is missed
         self._fed = store.view.revision
         self._leader_hint = ""
         self._stopped = False
@@ -119,28 +120,26 @@ class Dispatcher:
     # ---- life ----
     async def run(self) -> None:
         """Feeds the sessions and writes statuses until cancelled; then every session is dropped."""
-        changes = self._store.subscribe({"Pod", "Node"})
-        self._fed = self._store.view.revision
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._feed(changes))
+                group.create_task(self._feed())
                 group.create_task(self._writer.run())
                 group.create_task(self._notice_regained())
         finally:
-            close = getattr(changes, "close", None)
-            if close is not None:
-                close()
             self.stop()
 
     def stop(self, leader: str = "") -> None:
         """Another leads: agents are to go there."""
         self._stopped = True
         self._leader_hint = leader
+        close = getattr(self._changes, "close", None)
+        if close is not None:
+            close()
         for session in list(self._sessions.values()):
             session.close()
 
-    async def _feed(self, changes: AsyncIterator[tuple[int, list[Event]]]) -> None:
-        async for revision, events in changes:
+    async def _feed(self) -> None:
+        async for revision, events in self._changes:
             for event in events:
                 self._tell(event)
             self._fed = max(self._fed, revision)
@@ -279,7 +278,8 @@ class Dispatcher:
             return _reject("Cloned", text, grace)
         known = self.view.get("Node", "", peer.node)
         left = self._started + grace - self._clock()
-        if isinstance(known, o.Node) and _another_was_ready(known, peer) and left > 0:
+        unheard = peer.node not in self._last_seen
+        if unheard and isinstance(known, o.Node) and _another_was_ready(known, peer) and left > 0:
             text = f"node {peer.node} was ready as another instance or boot: wait until that is known to be gone"
             return _reject("Busy", text, left)
         return None

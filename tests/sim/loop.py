@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.rng = random.Random(seed)
         self.faults: list[dict[str, Any]] = []
         self.steps = 0
+        self.after_step: Callable[[], None] | None = None
         super().__init__(self._clock)
         self.set_exception_handler(lambda _, context: self.faults.append(context))
 
@@ -67,6 +68,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             ready.extend(handles)
         self.steps += 1
         super()._run_once()  # type: ignore[misc]
+        if self.after_step is not None:
+            self.after_step()
 
     def run_in_executor(self, *args: Any) -> NoReturn:  # type: ignore[override]
         raise AssertionError("no threads in the simulation: this belongs into an adapter")
@@ -75,16 +78,18 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 def run(seed: int, main: Coroutine[Any, Any, T]) -> T:
     """Runs `main` to its end on a loop of its own. What any task let fall unseen fails the run."""
     loop = SimulatedLoop(seed)
+    asyncio.set_event_loop(loop)
     try:
-        asyncio.set_event_loop(loop)
         result = loop.run_until_complete(main)
+        assert not loop.faults, f"unhandled: {loop.faults[0]}"
+        return result
+    finally:
+        loop.after_step = None
         leftover = asyncio.all_tasks(loop)
         for task in leftover:
             task.cancel()
         if leftover:
             loop.run_until_complete(asyncio.gather(*leftover, return_exceptions=True))
-        assert not loop.faults, f"unhandled: {loop.faults[0]}"
-        return result
-    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
         asyncio.set_event_loop(None)
         loop.close()
