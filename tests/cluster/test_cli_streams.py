@@ -48,6 +48,13 @@ class Service:
     def get(self, request: c.GetRequest, context: grpc.ServicerContext) -> c.Object:
         return c.Object(kind="Pod", body=pod().SerializeToString(), revision=7)
 
+    def apply(self, request: c.WriteRequest, context: grpc.ServicerContext) -> c.WriteResponse:
+        self.asked.append(request)
+        passing = c.Failure(reason="UnknownOutcome", message="etcd did not answer", retryable=True)
+        if len(self.asked) < 3:
+            return c.WriteResponse(results=[c.WriteResult(failure=passing) for _ in request.objects])
+        return c.WriteResponse(results=[c.WriteResult(object=each, action="created") for each in request.objects])
+
     def logs(self, request: c.LogsRequest, context: grpc.ServicerContext) -> Iterator[s.TunnelFrame]:
         self.asked.append(request)
         yield s.TunnelFrame(data=b"one\n\xff")
@@ -88,6 +95,7 @@ def handlers(service: Service) -> grpc.GenericRpcHandler:
     methods = {
         "Version": made(grpc.unary_unary_rpc_method_handler, service.version, c.VersionRequest),
         "Get": made(grpc.unary_unary_rpc_method_handler, service.get, c.GetRequest),
+        "Apply": made(grpc.unary_unary_rpc_method_handler, service.apply, c.WriteRequest),
         "Logs": made(grpc.unary_stream_rpc_method_handler, service.logs, c.LogsRequest),
         "Exec": made(grpc.stream_stream_rpc_method_handler, service.exec, c.ExecRequest),
         "LoadImage": made(grpc.stream_stream_rpc_method_handler, service.load, c.LoadImageRequest),
@@ -163,6 +171,13 @@ def test_an_election_is_waited_for(service: Service) -> None:
     assert shoal("version")[0] == 0
     service.busy = 2
     assert shoal("exec", "web", "--", "exit", "3")[0] == 3
+
+
+def test_a_write_that_failed_in_passing_is_sent_again_as_the_same(service: Service) -> None:
+    text = b"{apiVersion: v1, kind: Namespace, metadata: {name: a}}"
+    assert shoal("apply", "-f", "-", data=text) == (0, b"namespace/a created\n", "")
+    assert len(service.asked) == 3
+    assert len({request.request_id for request in service.asked}) == 1
 
 
 def test_image_load(service: Service, tmp_path: Path) -> None:
