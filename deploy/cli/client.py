@@ -90,7 +90,7 @@ class Client:
         results: list[c.WriteResult] = []
         for batch in _batches(objects):
             request = c.WriteRequest(request_id=new_request_id(), objects=batch, dry_run=dry_run)
-            results.extend(self._call("Apply", request).results)
+            results.extend(self._write("Apply", request).results)
         return results
 
     def delete(
@@ -106,13 +106,13 @@ class Client:
                 propagation=propagation,
                 dry_run=dry_run,
             )
-            results.extend(self._call("Delete", request).results)
+            results.extend(self._write("Delete", request).results)
         return results
 
     def scale(self, key: c.Key, replicas: int, current: int | None) -> c.WriteResult:
         """Sets the number of replicas."""
         request = c.ScaleRequest(request_id=new_request_id(), key=key, replicas=replicas, current_replicas=current)
-        results = self._call("Scale", request).results
+        results = self._write("Scale", request).results
         return results[0] if results else c.WriteResult()
 
     def get(self, kind: str, namespace: str, name: str) -> Object:
@@ -252,6 +252,18 @@ class Client:
                 self._next_server()
                 time.sleep(wait)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    def _write(self, method: str, request: Any) -> c.WriteResponse:
+        """As _call, and again while objects failed for a passing reason: by its id the request counts once."""
+        end = time.monotonic() + self._patience
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            response: c.WriteResponse = self._call(method, request, until=end)
+            passing = any(result.HasField("failure") and result.failure.retryable for result in response.results)
+            if not passing or time.monotonic() + pause > end:
+                return response
+            time.sleep(random.uniform(pause / 2, pause))  # noqa: S311  (jitter)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
     def _stream(self, method: str, request: Any, deadline: float | None) -> Iterator[Any]:
         timeout = None if deadline is None else max(0.1, deadline - time.monotonic())

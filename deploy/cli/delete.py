@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shoal.deploy.cli.completing import objects
 from shoal.deploy.cli.failures import FAILED, OK, USAGE, CommandError
 from shoal.deploy.cli.naming import namespaced, shown, wanted
 from shoal.deploy.cli.options import (
@@ -28,7 +29,7 @@ PROPAGATION = {"background": "Background", "foreground": "Foreground", "orphan":
 
 @click.command("delete")
 @with_session
-@click.argument("what", nargs=-1, metavar="KIND NAME... | KIND/NAME... | KIND -l|--all")
+@click.argument("what", nargs=-1, metavar="KIND NAME... | KIND/NAME... | KIND -l|--all", shell_complete=objects)
 @click.option("-f", "--filename", "files", multiple=True, metavar="FILE", help="What is in these manifests.")
 @click.option("-R", "--recursive", is_flag=True, help="Read folders with all that is in them.")
 @all_namespaces_option
@@ -39,6 +40,7 @@ PROPAGATION = {"background": "Background", "foreground": "Foreground", "orphan":
     "--grace-period", type=click.IntRange(min=-1), default=-1, metavar="SECONDS", help="Instead of the pod's."
 )
 @click.option("--now", "at_once", is_flag=True, help="With a grace period of 1 s.")
+@click.option("--force", is_flag=True, help="With a grace period of 0 s, not waiting for a node that is cut off.")
 @click.option("--cascade", type=click.Choice(list(PROPAGATION)), default="background", help="What becomes of its pods.")
 @click.option("--wait/--no-wait", default=True, help="Wait until they are gone (the default).")
 @click.option("--timeout", type=DURATION, default=DEFAULT_TIMEOUT_SECONDS, metavar="TIME", help="For --wait (5m).")
@@ -50,7 +52,9 @@ def command(session: Session, what: tuple[str, ...], **options: Any) -> int:
     if not keys:
         print("No resources found.", file=sys.stderr)
         return OK
-    grace = 1 if options["at_once"] else options["grace_period"]
+    if options["force"] and (options["at_once"] or options["grace_period"] > 0):
+        raise CommandError("--force is a grace period of 0: leave out --now and --grace-period", USAGE)
+    grace = 0 if options["force"] else 1 if options["at_once"] else options["grace_period"]
     results = session.client.delete(
         keys,
         grace=None if grace < 0 else grace,

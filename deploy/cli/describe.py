@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shoal.deploy.cli.completing import objects
 from shoal.deploy.cli.failures import FAILED, OK, USAGE, CommandError, Refused
 from shoal.deploy.cli.naming import Wanted, namespaced, shown, wanted
 from shoal.deploy.cli.options import Session, all_namespaces_option, check_selectors, selector_option, with_session
@@ -15,7 +16,7 @@ from shoal.deploy.cli.options import Session, all_namespaces_option, check_selec
 
 @click.command("describe")
 @with_session
-@click.argument("what", nargs=-1, metavar="KIND [NAME...] | KIND/NAME...")
+@click.argument("what", nargs=-1, metavar="KIND [NAME...] | KIND/NAME...", shell_complete=objects)
 @all_namespaces_option
 @selector_option
 def command(session: Session, what: tuple[str, ...], selector: str) -> int:

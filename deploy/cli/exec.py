@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shoal.deploy.cli.completing import pods
 from shoal.deploy.cli.failures import USAGE, CommandError
 from shoal.deploy.cli.options import Session, with_session
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("exec", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": True})
 @with_session
-@click.argument("target", metavar="POD")
+@click.argument("target", metavar="POD", shell_complete=pods)
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND [ARGUMENT...]")
 @click.option("-c", "--container", metavar="NAME", help="Which container, when there are several.")
 @click.option("-i", "--stdin", "interactive", is_flag=True, help="Pass our standard input on.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from shoal.deploy.cli.completing import objects
 from shoal.deploy.cli.failures import FAILED, OK, USAGE, CommandError, Refused
 from shoal.deploy.cli.naming import Wanted, namespaced, shown, wanted
 from shoal.deploy.cli.options import (
@@ -21,7 +22,7 @@ from shoal.deploy.cli.options import (
 
 @click.command("get")
 @with_session
-@click.argument("what", nargs=-1, metavar="KIND[,KIND] [NAME...] | KIND/NAME...")
+@click.argument("what", nargs=-1, metavar="KIND[,KIND] [NAME...] | KIND/NAME...", shell_complete=objects)
 @all_namespaces_option
 @selector_option
 @fields_option

@@ -6,12 +6,13 @@ import time
 
 import click
 
+from shoal.deploy.cli.completing import pods
 from shoal.deploy.cli.options import DURATION, Session, with_session
 
 
 @click.command("logs")
 @with_session
-@click.argument("target", metavar="POD | deployment/NAME")
+@click.argument("target", metavar="POD | deployment/NAME", shell_complete=pods)
 @click.argument("container_name", required=False, metavar="[CONTAINER]")
 @click.option("-c", "--container", metavar="NAME", help="Which container, when there are several.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what it writes from now on.")

@@ -34,8 +34,20 @@ VERBS = {
 EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain. `exec` passes on its command's."
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has enough (`| head`). click would end with 1 on the OSError itself."""
+
+
 class Verbs(click.Group):
     """A group whose commands are imported one by one, when they are used."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            raise ReaderGone from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -71,7 +83,6 @@ def run(arguments: list[str] | None = None) -> int:
     """Runs the command line and gives its exit code; nothing escapes but an internal error."""
     try:
         code = cli.main(args=arguments, prog_name="shoal", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else OK
     except CommandError as error:
         _say(f"error: {error}")
@@ -85,8 +96,8 @@ def run(arguments: list[str] | None = None) -> int:
         return USAGE if isinstance(error, click.UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`| head`); the interpreter must not complain about it when it flushes at exit.
+    except ReaderGone:
+        # The interpreter must not complain about it when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from shoal.deploy.cli.completing import objects
 from shoal.deploy.cli.failures import OK, USAGE, CommandError
 from shoal.deploy.cli.naming import shown, wanted
 from shoal.deploy.cli.options import DURATION, Session, with_session
@@ -14,7 +15,7 @@ DEFAULT_TIMEOUT_SECONDS = 300.0
 
 @click.command("scale")
 @with_session
-@click.argument("what", nargs=-1, required=True, metavar="deployment/NAME...")
+@click.argument("what", nargs=-1, required=True, metavar="deployment/NAME...", shell_complete=objects)
 @click.option("--replicas", type=click.IntRange(min=0, max=2**31 - 1), required=True, metavar="N")
 @click.option("--current-replicas", type=click.IntRange(min=0), metavar="N", help="Only when it has so many now.")
 @click.option("--wait", is_flag=True, help="Wait until so many are ready.")
