@@ -23,6 +23,7 @@ LEASE_TTL_S = 4.0
 RENEW_PERIOD_S = 1.0
 CLOCK_DRIFT = 0.02  # of the lease: how much the clocks of leader and etcd may disagree
 RETRY_S = 0.5
+LAST_ROOM_RETRY_S = 30.0  # making room blocks etcd for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ class TaskRenewer:
             sent = self._clock()
             try:
                 ttl = await self._port.keepalive(leadership.lease.id)
-            except Unavailable as error:
-                log.info("the leader's lease was not renewed: %s", error)
+            except Fault as fault:
+                log.info("the leader's lease was not renewed: %s", fault)
             else:
                 if ttl <= 0:
                     leadership.lose("its lease has run out in etcd")
@@ -119,6 +120,7 @@ class Election:
 
     async def campaign(self) -> Leadership:
         """Returns when elected, with the renewals under way. Retries while etcd is away."""
+        pause = RETRY_S
         while True:
             try:
                 await self._wait_for_vacancy()
@@ -127,16 +129,17 @@ class Election:
                     return leadership
             except NoSpace:
                 log.warning("etcd has no space left, not even for the leader's lease")
-                if self._make_room:
-                    await self._make_room()
-                await asyncio.sleep(RETRY_S)
+                await self._try_to_make_room()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_ROOM_RETRY_S)
             except Fault as fault:
                 log.info("the campaign goes on in %.1f s: %s", RETRY_S, fault)
                 await asyncio.sleep(RETRY_S)
 
     async def resign(self, leadership: Leadership) -> None:
         """Gives the leadership back at once, so that another need not wait for the lease."""
-        leadership.lose("resigned")
+        leadership.why = leadership.why or "resigned"
+        leadership.lost.set()
         await self._renewer.stop()
         try:
             await self._port.revoke(leadership.lease.id)
@@ -148,6 +151,13 @@ class Election:
         page = await self._port.range(keys.LEADER)
         self.leader = info_of(page.items[0]) if page.items else None
         return self.leader
+
+    async def _try_to_make_room(self) -> None:
+        try:
+            if self._make_room:
+                await self._make_room()
+        except Fault as fault:
+            log.warning("no room could be made in etcd: %s", fault)
 
     async def _wait_for_vacancy(self) -> None:
         while True:

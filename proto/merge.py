@@ -31,16 +31,17 @@ def merge(current: M, last_applied: M | None, new: M) -> M:
     """The object that results from applying `new` onto `current`; no argument is changed.
 
     All three are messages of the same kind, `last_applied` the manifest of the previous apply. Server-kept metadata
-    (uid, resourceVersion, creationTimestamp, ...) and status stay as they are in `current`."""
+    (uid, resourceVersion, creationTimestamp, ...) and status stay as they are in `current`. Defaults are to be applied
+    to the result: a list that is replaced as a whole loses those of its items."""
     last, wanted = type(new)(), type(new)()
     if last_applied is not None:
         last.CopyFrom(last_applied)
     wanted.CopyFrom(new)
-    for message in (last, wanted):
-        if isinstance(message, o.Secret):  # it is stored in this form
-            fold_string_data(message)
     merged = type(current)()
     merged.CopyFrom(current)
+    for message in (last, wanted, merged):
+        if isinstance(message, o.Secret):  # it is stored in this form
+            fold_string_data(message)
     _merge(merged, last, wanted, at_top=True)
     _keep_identity(merged, current)
     return merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from shoal.proto import names, quantity
 from shoal.proto.errors import keyed, nearest, shorten
@@ -37,7 +37,7 @@ def pod_spec(spec: o.PodSpec, path: str, report: Report) -> None:
     _containers(spec, path, report)
 
 
-def pod_spec_update(old: o.PodSpec, new: o.PodSpec, report: Report) -> None:
+def pod_spec_update(old: Any, new: Any, report: Report) -> None:
     """A pod is one-shot: of its spec only tolerations may be added."""
     kept = all(toleration in new.tolerations for toleration in old.tolerations)
     if not kept:
@@ -49,7 +49,7 @@ def pod_spec_update(old: o.PodSpec, new: o.PodSpec, report: Report) -> None:
         if name in ("tolerations", "nodeName"):
             continue
         before, after = getattr(old, name), getattr(new, name)
-        present = not field.has_presence or old.HasField(field) == new.HasField(field)  # type: ignore[arg-type]
+        present = not field.has_presence or old.HasField(name) == new.HasField(name)
         if before != after or not present:
             advice = (
                 "cannot be changed: delete the pod and create it anew, or use a Deployment, which replaces its pods"

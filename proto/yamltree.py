@@ -168,7 +168,7 @@ class _Composer:
         return bool(self.stack) and isinstance(self.stack[-1].container, Map) and self.stack[-1].key is None
 
     def _key_text(self, event: yaml.ScalarEvent, line: int) -> str:
-        if event.value == "<<" and event.style is None:
+        if event.value == "<<" and event.implicit[0]:
             raise YamlError("merge keys (<<) are not supported: write the fields out", line)
         value = resolve(event, line)
         if not isinstance(value, str):

@@ -126,7 +126,10 @@ class Etcd:
                     yield batch
         except grpc.aio.AioRpcError as error:
             self._turn_from(endpoint)
-            raise fault_of(error, endpoint.address) from error
+            raise fault_of(error, endpoint) from error
+        except asyncio.InvalidStateError as error:  # the stream had ended before something was written to it
+            self._turn_from(endpoint)
+            raise Unavailable(f"etcd at {endpoint.address} ended the stream: {error}") from error
         finally:
             call.cancel()
 
@@ -147,7 +150,10 @@ class Etcd:
             return float(answer.TTL)
         except grpc.aio.AioRpcError as error:
             self._turn_from(endpoint)
-            raise fault_of(error, endpoint.address) from error
+            raise fault_of(error, endpoint) from error
+        except asyncio.InvalidStateError as error:  # the stream had ended before something was written to it
+            self._turn_from(endpoint)
+            raise Unavailable(f"etcd at {endpoint.address} ended the stream: {error}") from error
         finally:
             call.cancel()
 
@@ -204,7 +210,7 @@ class Etcd:
         try:
             return await endpoint.unary(method)(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise fault_of(error, endpoint.address) from error
+            raise fault_of(error, endpoint) from error
         except asyncio.CancelledError:
             raise
         except grpc.RpcError as error:
@@ -216,6 +222,8 @@ class _Endpoint:
 
     def __init__(self, address: str, tls: Tls | None) -> None:
         self.address = address
+        # gRPC reports a refused certificate as a lost connection
+        self.hint = "; a certificate that is missing or not accepted on either side looks the same" if tls else ""
         self._tls = tls
         self._channel: grpc.aio.Channel | None = None
         self._unary: dict[str, Callable[..., Awaitable[Any]]] = {}
@@ -321,11 +329,11 @@ def txn_request(compares: Sequence[Compare], writes: Sequence[Write], otherwise:
     return request
 
 
-def fault_of(error: grpc.aio.AioRpcError | grpc.RpcError, address: str) -> Fault:
+def fault_of(error: grpc.aio.AioRpcError, endpoint: _Endpoint) -> Fault:
     """What a failed call means. Whatever etcd does not certainly refuse may have been carried out."""
     code = error.code()
     details = error.details() or ""
-    where = f"etcd at {address}: {details or code.name}"
+    where = f"etcd at {endpoint.address}: {details or code.name}"
     if "database space exceeded" in details:
         return NoSpace(f"{where}; its quota is used up: compact and defragment it, or raise --quota-backend-bytes")
     if "has been compacted" in details:
@@ -335,7 +343,7 @@ def fault_of(error: grpc.aio.AioRpcError | grpc.RpcError, address: str) -> Fault
     if "request is too large" in details or "message larger than max" in details:
         return TooLarge(where)
     if "too many requests" in details or any(mark in details for mark in NEVER_SENT):
-        return Unavailable(where, "none")
+        return Unavailable(where + endpoint.hint, "none")
     if code in REFUSALS:
         return Invalid(where)
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

@@ -68,6 +68,9 @@ class ThreadRenewer:
                         return
                     leadership.renewed(sent, ttl)
                 stop.wait(max(0.05, sent + RENEW_PERIOD_S - self._clock()))
+        except Exception as error:
+            log.exception("the thread that renews the leader's lease failed")
+            tell(loop, leadership.lose, f"the renewing thread failed: {error!r}")
         finally:
             channel.close()
 

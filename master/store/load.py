@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from shoal.master.model import Key
 from shoal.master.store import keys
@@ -12,29 +13,41 @@ from shoal.master.store.port import Compacted, HistoryEvent, KeyValue, Port
 from shoal.proto.v1 import store_pb2 as s
 
 LOOK_BACK = (16_384, 4_096, 1_024, 256, 64)  # revisions, tried in turn
+BEFORE_COMMITS = 1  # an empty etcd's revision
 FIRST_PAGE = 128  # keys
 MAX_PAGE = 4_096
 PAGE_BYTES = 2 << 20
 
 
-async def start_revision(port: Port, window_events: int) -> int:
-    """A revision from which history is kept and is short enough for the window; else the newest."""
+class Start(NamedTuple):
+    """Where to begin: list at `read`, which holds what was committed up to `revision` and nothing newer."""
+
+    read: int
+    revision: int  # the last commit's; the others in between belong to keys that are no objects
+
+
+async def newest(port: Port) -> Start:
+    """The newest state."""
     page = await port.range(keys.COMMIT)
-    if not page.items:
-        return page.revision
-    newest = s.CommitRecord.FromString(page.items[0].value).changes
-    for back in LOOK_BACK:
-        revision = page.items[0].mod_revision - back
-        if revision < 1:
-            continue
-        try:
-            older = await port.range(keys.COMMIT, revision=revision)
-        except Compacted:
-            continue
-        known = s.CommitRecord.FromString(older.items[0].value).changes if older.items else 0
-        if newest - known <= window_events:
-            return revision
-    return page.revision
+    return Start(page.revision, page.items[0].mod_revision if page.items else BEFORE_COMMITS)
+
+
+async def start_with_history(port: Port, window_events: int) -> Start:
+    """A state from which history is kept and is short enough for the event window; else the newest one."""
+    page = await port.range(keys.COMMIT)
+    if page.items:
+        last = page.items[0].mod_revision
+        changes = s.CommitRecord.FromString(page.items[0].value).changes
+        for back in LOOK_BACK:
+            read = max(last - back, BEFORE_COMMITS)
+            try:
+                older = (await port.range(keys.COMMIT, revision=read)).items
+            except Compacted:
+                continue
+            known = s.CommitRecord.FromString(older[0].value).changes if older else 0
+            if changes - known <= window_events:
+                return Start(read, older[0].mod_revision if older else BEFORE_COMMITS)
+    return await newest(port)
 
 
 async def list_objects(port: Port, revision: int) -> list[Applied]:

@@ -30,7 +30,7 @@ async def revision_at(port: Port, time: float) -> int:
         return 0
     low, high = 0, page.revision  # known: everything at `low` is old enough or forgotten; the answer is at most `high`
     if _time(page.items[0].value) <= time:
-        return high
+        return page.items[0].mod_revision
     found = 0
     while low + 1 < high:
         middle = (low + high) // 2

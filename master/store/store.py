@@ -12,9 +12,9 @@ from shoal.master.model import KINDS, Change, Expired, Fault, NotLeader, Unavail
 from shoal.master.store import keys, space
 from shoal.master.store.apply import Applied, Cache
 from shoal.master.store.fence import Fence
-from shoal.master.store.load import applied_of, difference, list_objects, start_revision
+from shoal.master.store.load import applied_of, difference, list_objects, newest, start_with_history
 from shoal.master.store.pages import ListPage, list_page
-from shoal.master.store.port import Compacted, Port
+from shoal.master.store.port import Compacted, KeyValue, Port
 from shoal.master.store.port import WatchBatch as PortBatch
 from shoal.master.store.watch import WINDOW_EVENTS, Hub, Predicate, Subscription, WatchBatch, Window
 from shoal.master.store.writer import MAX_GROUP_OBJECTS, Leader, Result, Stats, Writer
@@ -43,6 +43,7 @@ class Store:
         self._cache = Cache()
         self._hub = Hub(Window(window_events))
         self._loaded = False
+        self._resume = 0  # the revision at which the watch on etcd goes on
         self._leader: Leader | None = None
         self._writer: Writer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -50,28 +51,22 @@ class Store:
 
     # ---- roles ----
     async def follow(self) -> None:
-        """Becomes a follower: loads the state unless it has it, then keeps up with etcd's watch in the background.
+        """Becomes a follower: catches up with everything committed by now, then keeps up in the background.
         Retries while etcd is away."""
         await self._stop()
-        if not self._loaded:
-            await self._retrying(self._load)
+        await self._retrying(self._arrive)
         self._spawn(self._follow(), "follow-etcd")
 
     async def open(self, leadership: Leader) -> None:
         """Becomes the leader: catches up with everything that was committed before its key, then serves.
-        Raises NotLeader when the key is another's by now, Unavailable when etcd does not answer."""
+        Raises NotLeader when the key is another's by now, Unavailable when etcd does not answer; `follow` then."""
         await self._stop()
-        if not self._loaded:
-            await self._load()
         page = await self._port.range(keys.LEADER)
         if not page.items or page.items[0].create_revision != leadership.epoch:
             leadership.lose("its key is not in etcd any more")
             raise NotLeader("the leadership was lost before the store was open")
         # Read after the key was taken: whatever an older leader still sends fails its fence.
-        commits = (await self._port.range(keys.COMMIT)).items
-        if commits and commits[0].mod_revision > self._cache.revision:
-            await self._catch_up(commits[0].mod_revision)
-        fence = Fence(leadership.epoch, commits[0] if commits else None)
+        fence = Fence(leadership.epoch, await self._arrive())
         writer = Writer(self._port, self._cache, fence, leadership, self._now, self._commit, self._max_group)
         self._leader, self._writer = leadership, writer
         self._spawn(writer.run(), "write")
@@ -167,15 +162,35 @@ class Store:
         """One revision into the cache and on to everybody who listens."""
         self._hub.publish(revision, self._cache.apply(revision, changes), keep)
 
+    async def _arrive(self) -> KeyValue | None:
+        """Loads unless it has, and applies all that was committed by now; gives the newest commit record."""
+        while not self._loaded:
+            try:
+                await self._load()
+            except Compacted as fault:  # just now
+                log.info("loading begins anew: %s", fault)
+        commits = (await self._port.range(keys.COMMIT)).items
+        if not commits:
+            return None
+        await self._catch_up(commits[0].mod_revision)
+        return commits[0]
+
     async def _load(self) -> None:
-        """Lists everything at a revision from which history then fills the event window."""
-        revision = await start_revision(self._port, self._window_events)
-        listed = await list_objects(self._port, revision)
-        if self._loaded:
-            self.relists += 1
-        self._commit(revision, difference(self._cache, listed, list(KINDS)), keep=False)
-        self._loaded = True
-        log.info("loaded %d objects at revision %d", len(listed), revision)
+        """The first load: a state from which history then fills the event window."""
+        start = await start_with_history(self._port, self._window_events // 2)  # no long wait
+        listed = await list_objects(self._port, start.read)
+        self._commit(start.revision, listed, keep=False)
+        self._resume, self._loaded = start.read + 1, True
+        log.info("loaded %d objects at revision %d", len(listed), start.revision)
+
+    async def _reload(self) -> None:
+        """After a compaction: the newest state; what it differs in is told, event by event it cannot be."""
+        start = await newest(self._port)
+        listed = await list_objects(self._port, start.read)
+        self.relists += 1
+        self._commit(start.revision, difference(self._cache, listed, list(KINDS)), keep=False)
+        self._resume = start.read + 1
+        log.warning("listed again: %d objects at revision %d", len(listed), start.revision)
 
     async def _catch_up(self, revision: int) -> None:
         """Applies history up to this revision, which a commit made; lists anew when history is gone."""
@@ -190,19 +205,17 @@ class Store:
                 log.warning("%s", fault)
                 await self._reload()
 
-    async def _reload(self) -> None:
-        """After a compaction: everything at the newest revision."""
-        page = await self._port.range(keys.COMMIT)
-        listed = await list_objects(self._port, page.revision)
-        self.relists += 1
-        self._commit(page.revision, difference(self._cache, listed, list(KINDS)), keep=False)
-
     def _watch_port(self) -> AsyncGenerator[PortBatch]:
-        return self._port.watch(keys.ROOT, keys.ROOT_END, self._cache.revision + 1)
+        self._resume = max(self._resume, self._cache.revision + 1)
+        return self._port.watch(keys.ROOT, keys.ROOT_END, self._resume)
 
     def _take(self, batch: PortBatch) -> None:
-        if batch.events and batch.revision > self._cache.revision:  # a stale member may repeat what was seen
+        """A revision from the watch. Only commits count: every master then knows the same revisions."""
+        if batch.revision < self._resume or not batch.events:  # a stale member may repeat what was seen
+            return
+        if any(event.key == keys.COMMIT for event in batch.events):
             self._commit(batch.revision, applied_of(batch.events))
+        self._resume = batch.revision + 1
 
     async def _follow(self) -> None:
         """Feeds the cache from etcd's watch for ever."""
@@ -221,11 +234,12 @@ class Store:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LAST_RETRY_S)
 
-    async def _retrying(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _retrying(self, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         delay = FIRST_RETRY_S
         while True:
             try:
-                return await work()
+                await work()
+                return
             except (Unavailable, Compacted) as fault:
                 log.warning("etcd is asked again in %.1f s: %s", delay, fault)
                 await asyncio.sleep(delay)

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from shoal.master.model import Event, Expired, Key, Object, Record
 
-WINDOW_EVENTS = 20_000  # about 100 MB at 2 KB an object and its older state
+WINDOW_EVENTS = 50_000
+WINDOW_BYTES = 64 << 20  # of bodies; their messages take about three times as much
 BATCH_EVENTS = 500
 BATCH_BYTES = 1 << 20  # a message stays below gRPC's 4 MiB: the last revision adds at most 1 MiB, or one object
 BOOKMARK_PERIOD_S = 30.0
@@ -34,29 +35,31 @@ class WatchBatch:
 class Window:
     """The newest events, whole revisions. Complete for every revision above `floor`."""
 
-    def __init__(self, limit: int = WINDOW_EVENTS) -> None:
-        self.floor = 0
-        self._limit = limit
-        self._revisions: list[int] = []
-        self._events: list[list[Event]] = []
-        self._count = 0
+    def __init__(self, limit: int = WINDOW_EVENTS, limit_bytes: int = WINDOW_BYTES) -> None:
+        self._limit, self._limit_bytes = limit, limit_bytes
+        self.reset(0)
 
     def reset(self, revision: int) -> None:
         """Forgets all: what lies at or before `revision` cannot be told event by event."""
         self.floor = revision
-        self._revisions, self._events, self._count = [], [], 0
+        self._revisions: list[int] = []
+        self._events: list[list[Event]] = []
+        self._count = self._bytes = 0
 
     def append(self, revision: int, events: list[Event]) -> None:
         self._revisions.append(revision)
         self._events.append(events)
         self._count += len(events)
-        if self._count > self._limit + self._limit // 4:
+        self._bytes += _size(events)
+        if self._count > self._limit + self._limit // 4 or self._bytes > self._limit_bytes + self._limit_bytes // 4:
             self._trim()
 
     def _trim(self) -> None:
+        """Down to the limits, but never the newest revision."""
         cut = 0
-        while self._count > self._limit and cut < len(self._revisions) - 1:
+        while (self._count > self._limit or self._bytes > self._limit_bytes) and cut < len(self._revisions) - 1:
             self._count -= len(self._events[cut])
+            self._bytes -= _size(self._events[cut])
             cut += 1
         if cut:
             self.floor = self._revisions[cut - 1]
@@ -72,6 +75,10 @@ class Window:
         """Raises Expired when events after `revision` have been dropped."""
         if revision < self.floor:
             raise Expired(f"revision {revision} is too old: events are kept from {self.floor} on; list again")
+
+
+def _size(events: Sequence[Event]) -> int:
+    return sum(len(event.new.body) for event in events if event.new)
 
 
 class Subscription:
@@ -138,6 +145,13 @@ class Subscription:
             self._waiter.set_result(None)
 
 
+class _Tick(NamedTuple):
+    """Why a watch wakes: something came after `skipped`, up to which nothing concerned it; or a bookmark is due."""
+
+    skipped: int
+    due: bool
+
+
 class Hub:
     """Takes every applied revision and passes it on: to the window, to subscriptions, to API watches."""
 
@@ -145,26 +159,25 @@ class Hub:
         self.window = window
         self.revision = 0
         self._subscriptions: list[Subscription] = []
-        self._waiters: dict[asyncio.Future[None], frozenset[str] | None] = {}
+        self._waiters: dict[asyncio.Future[_Tick], frozenset[str] | None] = {}
         self._reached: dict[asyncio.Future[None], int] = {}
 
     def publish(self, revision: int, events: list[Event], keep: bool = True) -> None:
         """`keep=False`: they are the outcome of a list, not history; the window starts anew after them."""
-        self.revision = revision
+        before, self.revision = self.revision, revision
         if not keep:
             self.window.reset(revision)
         elif events:
             self.window.append(revision, events)
         for subscription in self._subscriptions:
             subscription.push(revision, events)
-        if events or not keep:
-            kinds = {event.key.kind for event in events}
-            for waiter, wanted in self._waiters.items():
-                if not waiter.done() and (not keep or wanted is None or not kinds.isdisjoint(wanted)):
-                    waiter.set_result(None)
-        for waiter, least in self._reached.items():
-            if least <= revision and not waiter.done():
-                waiter.set_result(None)
+        kinds = {event.key.kind for event in events}
+        for waiter, wanted in self._waiters.items():
+            if not waiter.done() and (not keep or (kinds and (wanted is None or not kinds.isdisjoint(wanted)))):
+                waiter.set_result(_Tick(before if keep else 0, False))
+        for reached, least in self._reached.items():
+            if least <= revision and not reached.done():
+                reached.set_result(None)
 
     def subscribe(self, kinds: Collection[str] | None) -> Subscription:
         subscription = Subscription(self, None if kinds is None else frozenset(kinds))
@@ -200,7 +213,8 @@ class Hub:
                 told, due = position, False
                 yield WatchBatch(position, events)
             else:
-                due = not await self._wait(wanted)
+                skipped, due = await self._wait(wanted)
+                position = max(position, skipped)
 
     def _collect(
         self, wanted: frozenset[str] | None, position: int, predicate: Predicate | None
@@ -218,18 +232,20 @@ class Hub:
                 return position, chosen
         return max(position, self.revision), chosen
 
-    async def _wait(self, wanted: frozenset[str] | None) -> bool:
-        """True when something of these kinds was committed, False when it is time for a bookmark."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _wait(self, wanted: frozenset[str] | None) -> _Tick:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[_Tick] = loop.create_future()
         self._waiters[waiter] = wanted
+        timer = loop.call_later(BOOKMARK_PERIOD_S, self._bookmark, waiter)
         try:
-            async with asyncio.timeout(BOOKMARK_PERIOD_S):
-                await waiter
-        except TimeoutError:
-            return False
+            return await waiter
         finally:
+            timer.cancel()
             del self._waiters[waiter]
-        return True
+
+    def _bookmark(self, waiter: asyncio.Future[_Tick]) -> None:
+        if not waiter.done():
+            waiter.set_result(_Tick(self.revision, True))
 
 
 def as_seen(event: Event, predicate: Predicate | None) -> WatchEvent | None:

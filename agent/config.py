@@ -1,0 +1,165 @@
+"""The agent's configuration: a YAML file and flags, checked as a whole. All mistakes are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal.agent.machine import Capacity
+from shoal.agent.machines import DEFAULT_PODS, Overrides
+from shoal.agent.node import Reserved
+from shoal.proto import quantity
+
+DEFAULT_DATA = "/var/lib/shoal"
+DEFAULT_RUN = "/run/shoal"
+DEFAULT_CGROUP = "shoal"
+AMOUNTS = ("cpu", "memory", "pods", "ephemeral-storage")
+KEYS = {
+    "node": str,
+    "masters": list,
+    "ca": str,
+    "certificate": str,
+    "key": str,
+    "address": str,
+    "uplink": str,
+    "data": str,
+    "run": str,
+    "cgroup": str,
+    "http": list,
+    "capacity": dict,
+    "reserved": dict,
+    "labels": dict,
+    "boot_id": str,
+    "start_spawner": bool,
+    "resolv_conf": str,
+    "log_level": str,
+}
+REQUIRED = ("node", "masters", "ca", "certificate", "key", "address")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; one line per mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    node: str
+    masters: Sequence[str]
+    ca: Path
+    certificate: Path
+    key: Path
+    address: str
+    uplink: str = ""  # "": the link of the default route
+    data: Path = Path(DEFAULT_DATA)
+    run: Path = Path(DEFAULT_RUN)
+    cgroup: str = DEFAULT_CGROUP
+    http: Sequence[tuple[str, int]] = ()
+    capacity: Mapping[str, int] = field(default_factory=dict)  # cpu in thousandths, the others whole
+    reserved: Reserved = field(default_factory=Reserved)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str = ""
+    start_spawner: bool = True  # False where a unit of its own starts it
+    resolv_conf: Path = Path("/etc/resolv.conf")
+    log_level: str = "INFO"
+
+    def overrides(self) -> Overrides:
+        get = self.capacity.get
+        return Overrides(get("cpu"), get("memory"), get("pods"), get("ephemeral-storage"), self.boot_id)
+
+    def dev_capacity(self) -> Capacity | None:
+        """The whole capacity, when all of it is told: that is a node of a development cluster."""
+        if not {"cpu", "memory", "ephemeral-storage"} <= self.capacity.keys():
+            return None
+        pods = self.capacity.get("pods", DEFAULT_PODS)
+        return Capacity(self.capacity["cpu"], self.capacity["memory"], pods, self.capacity["ephemeral-storage"])
+
+
+def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
+    """The file's settings with the flags over them. Raises ConfigError."""
+    settings: dict[str, Any] = {}
+    if path is not None:
+        try:
+            read = yaml.safe_load(path.read_text())
+        except OSError as fault:
+            raise ConfigError(f"{path} cannot be read: {fault.strerror or fault}") from fault
+        except (yaml.YAMLError, UnicodeDecodeError) as fault:
+            raise ConfigError(f"{path} is not YAML: {fault}") from fault
+        if not isinstance(read, dict):
+            raise ConfigError(f"{path} must hold a mapping such as `node: n1`")
+        settings.update(read)
+    settings.update({name: value for name, value in flags.items() if value not in (None, [], {})})
+    return check(settings, str(path or "flags"))
+
+
+def check(settings: Mapping[str, Any], source: str) -> Config:
+    """Raises ConfigError with every mistake."""
+    errors = [f"{source}: {text}" for text in _mistakes(settings)]
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        try:
+            values[name] = _value(name, value)
+        except (ValueError, TypeError, AttributeError) as fault:
+            errors.append(f"{source}: {name}: {fault}")
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return Config(**values)
+
+
+def _mistakes(settings: Mapping[str, Any]) -> list[str]:
+    known = ", ".join(sorted(KEYS))
+    unknown = [f"{name} is not a setting; known are {known}" for name in settings if name not in KEYS]
+    missing = [f"{name} is missing" for name in REQUIRED if not settings.get(name)]
+    wrong = [
+        f"{name} must be a {KEYS[name].__name__}, not {value!r}"
+        for name, value in settings.items()
+        if name in KEYS and not isinstance(value, KEYS[name])
+    ]
+    return unknown + missing + wrong
+
+
+def _value(name: str, value: Any) -> Any:
+    match name:
+        case "ca" | "certificate" | "key" | "data" | "run" | "resolv_conf":
+            return Path(value)
+        case "masters":
+            return tuple("{}:{}".format(*host_port(item)) for item in value)
+        case "http":
+            return tuple(host_port(item) for item in value)
+        case "capacity":
+            return amounts(value)
+        case "reserved":
+            given = amounts(value)
+            return Reserved(given.get("cpu", 0), given.get("memory", 0), given.get("ephemeral-storage", 0))
+        case "labels":
+            return {str(key): str(label) for key, label in value.items()}
+        case "log_level":
+            if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+                raise ValueError(f"{value!r} is not one of DEBUG, INFO, WARNING, ERROR")
+            return value.upper()
+        case "cgroup":
+            if not value.startswith("shoal") or ".." in value.split("/"):
+                raise ValueError(f"{value!r} must be a relative path that begins with 'shoal'")
+            return value
+    return value
+
+
+def host_port(text: Any) -> tuple[str, int]:
+    """ "10.0.0.1:7000" or "[::1]:7000". Raises ValueError."""
+    host, colon, port = str(text).rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not host:port, such as 10.0.0.1:7000")
+    return host, int(port)
+
+
+def amounts(table: Mapping[str, Any]) -> dict[str, int]:
+    """cpu in thousandths, the others whole. Raises ValueError."""
+    unknown = [name for name in table if name not in AMOUNTS]
+    if unknown:
+        raise ValueError(f"{', '.join(map(str, unknown))} is not a resource of a node; known are {', '.join(AMOUNTS)}")
+    return {
+        name: quantity.milli(str(text)) if name == "cpu" else quantity.whole(str(text)) for name, text in table.items()
+    }

@@ -1,0 +1,211 @@
+"""The agent as a whole, on given ports: the program and the simulation run the same. No I/O of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import shoal
+from shoal.agent.images.port import Images
+from shoal.agent.logs import LogFiles
+from shoal.agent.machine import Machine
+from shoal.agent.network.port import Network
+from shoal.agent.node import NodeReporter, Reserved
+from shoal.agent.outbox import Outbox
+from shoal.agent.pods import instructions as i
+from shoal.agent.pods.backoff import retry_delay
+from shoal.agent.pods.spec import NodeFacts
+from shoal.agent.pods.worker import NodePorts, Worker
+from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeGone, Usage
+from shoal.agent.session import Connector, Session, SessionConfig
+from shoal.agent.state import State
+from shoal.agent.sync import NodeNetwork, Sync
+from shoal.agent.tunnels import Tunnels
+from shoal.proto.v1 import session_pb2 as s
+
+log = logging.getLogger("shoal.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    node: str
+    address: str  # of the node, as other nodes and the master reach it
+    masters: Sequence[str]  # host:port
+    log_root: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metrics_port: int = 0
+    resolv_conf: str = ""
+    reserved: Reserved = field(default_factory=Reserved)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPorts:
+    runtime: Runtime
+    images: Images
+    network: Network
+    machine: Machine
+    state: State
+    logs: LogFiles
+    connector: Connector
+
+
+class Agent:
+    """`run` goes on until it is cancelled; that touches no container, and another Agent on the same ports takes up
+    where this one was."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        ports: AgentPorts,
+        now: Callable[[], float],
+        rng: random.Random,
+        started: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """`now` is CLOCK_REALTIME; `started` takes the seconds that each pod needed to run."""
+        self.restored = False
+        self.usage: Mapping[ContainerID, Usage] = {}
+        self._config = config
+        self._ports = ports
+        self._now = now
+        self._rng = rng
+        machine = ports.machine
+        node = NodeFacts(
+            name=config.node,
+            address=config.address,
+            memory_bytes=machine.capacity().memory_bytes,
+            log_root=config.log_root,
+            resolv_conf=config.resolv_conf,
+        )
+        self._images_stale = asyncio.Event()
+        self.reporter = NodeReporter(
+            machine, ports.images, config.address, shoal.__version__, config.metrics_port, config.reserved
+        )
+        self.outbox = Outbox(0)
+        node_ports = NodePorts(ports.runtime, ports.images, ports.network, ports.state, ports.logs)
+        self.worker = Worker(node_ports, node, now, lambda report: self.outbox.put(report), started)
+        self.network = NodeNetwork(ports.network, self._network_changed)
+        self.sync = Sync(config.node, node_ports, self.worker, self.network, now)
+        self.tunnels = Tunnels(
+            ports.connector,
+            self.worker,
+            ports.runtime,
+            ports.images,
+            ports.logs,
+            config.log_root,
+            self._images_stale.set,
+        )
+        self.session: Session | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self.session is not None and self.session.connected
+
+    def unready(self) -> list[str]:
+        """Why this node cannot take pods now; empty when it can."""
+        checks = {
+            "state": "" if self.restored else "the node's pods have not been taken up yet",
+            "runtime": self.reporter.runtime_fault,
+            "network": self.reporter.network_fault,
+            "session": "" if self.connected else "no session with a master",
+        }
+        return [f"{name}: {fault}" for name, fault in checks.items() if fault]
+
+    async def run(self) -> None:
+        """Takes up what is on the node, then serves. Raises StateFault when its data folder cannot be used."""
+        fresh = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+        identity = await self._ports.state.begin(fresh, self._now())
+        self.outbox = Outbox(identity.agent_start)
+        self.reporter.network_fault = self.network.fault
+        await self.reporter.refresh_images()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch_runtime(), name="runtime events")
+                group.create_task(self.network.run(), name="node network")
+                group.create_task(self._watch_images(), name="images")
+                await self.sync.restore()
+                self.restored = True
+                self.session = self._session(identity.instance_id)
+                group.create_task(self.session.run(), name="session")
+        finally:
+            await self.tunnels.close()
+            await self.worker.close()
+
+    def _session(self, instance_id: str) -> Session:
+        config = SessionConfig(
+            node=self._config.node,
+            masters=self._config.masters,
+            instance_id=instance_id,
+            boot_id=self._ports.machine.info().boot_id,
+            version=shoal.__version__,
+            labels=dict(self._config.labels),
+        )
+        return Session(
+            config, self._ports.connector, self.sync, self.outbox, self.reporter.report, self._open, self._rng
+        )
+
+    def _open(self, request: s.Open, address: str) -> None:
+        self.tunnels.open(request, address)
+
+    # ---- what the node itself says ----
+    async def _watch_runtime(self) -> None:
+        """Exits as they come; after the runtime was away, everything that it knows."""
+        failures = 0
+        while True:
+            events = self._ports.runtime.events()
+            first: asyncio.Future[RuntimeEvent] = asyncio.ensure_future(anext(events))
+            try:
+                await asyncio.sleep(0)  # listening begins before the list, so that no exit falls between them
+                self.worker.observed(await self._ports.runtime.list())
+                failures = 0
+                self._runtime_changed("")
+                self.worker.runtime_event(await first)
+                async for event in events:
+                    self.worker.runtime_event(event)
+                fault = "its events ended"
+            except RuntimeGone as gone:
+                fault = str(gone)
+            except StopAsyncIteration:
+                fault = "its events ended"
+            finally:
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+                if (close := getattr(events, "aclose", None)) is not None:
+                    await close()
+            failures += 1
+            log.warning("the node's runtime does not answer: %s; containers go on, a new contact is tried", fault)
+            self._runtime_changed(fault)
+            await asyncio.sleep(retry_delay(failures))
+
+    async def _watch_images(self) -> None:
+        while True:
+            await self._images_stale.wait()
+            self._images_stale.clear()
+            await self.reporter.refresh_images()
+            self.worker.broadcast(i.ImagesChanged())
+            self._node_changed()
+
+    def _runtime_changed(self, fault: str) -> None:
+        self.reporter.runtime_fault = fault
+        self._node_changed()
+
+    def _network_changed(self) -> None:
+        self.reporter.network_fault = self.network.fault
+        self._node_changed()
+
+    def _node_changed(self) -> None:
+        if self.session is not None:
+            self.session.node_changed()
+
+    async def refresh_usage(self) -> None:
+        """Asks the runtime what the containers use, for the metrics; what it said last stays when it is away."""
+        try:
+            self.usage = await self._ports.runtime.usage()
+            fault = ""
+        except RuntimeGone as gone:
+            fault = str(gone)
+        if fault != self.reporter.runtime_fault:
+            self._runtime_changed(fault)

@@ -1,0 +1,165 @@
+"""The Connector over grpc.aio and mutual TLS: one channel per master, shared by the session and the tunnels."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc
+
+from shoal.agent.session import LinkLost
+from shoal.proto.v1 import session_pb2 as s
+
+SESSION, TUNNEL = "/shoal.v1.Agents/Session", "/shoal.v1.Agents/Tunnel"
+MAX_MESSAGE = 16 << 20  # an assignment's part is 1 MiB, or one larger object
+KEEPALIVE_MS = 5_000
+KEEPALIVE_TIMEOUT_MS = 5_000
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),  # the session has its own, longer backoff above this
+]
+FAULTS = (grpc.RpcError, grpc.aio.BaseError, grpc.aio.UsageError, asyncio.InvalidStateError)
+Out = TypeVar("Out")
+In = TypeVar("In")
+
+
+class CertificateFault(Exception):
+    """The agent's certificate or key cannot be read; the message says which file and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """PEM files: the cluster's authority, and this node's own pair."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read anew for each channel, so that a renewed certificate is used at the next connection."""
+        ca, certificate, key = (_read(path) for path in (self.ca, self.certificate, self.key))
+        return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=certificate)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise CertificateFault(f"{path} cannot be read: {fault.strerror or fault}") from fault
+
+
+class GrpcLink(Generic[Out, In]):
+    """One call as a stream of messages both ways."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[Out, In]) -> None:
+        self._call = call
+
+    async def send(self, message: Out) -> None:
+        try:
+            await self._call.write(message)
+        except FAULTS as fault:
+            raise LinkLost(await self._why(fault)) from fault
+
+    async def receive(self) -> In | None:
+        try:
+            message = await self._call.read()
+        except FAULTS as fault:
+            raise LinkLost(await self._why(fault)) from fault
+        if message is not grpc.aio.EOF:
+            return cast("In", message)
+        if await self._call.code() == grpc.StatusCode.OK:
+            return None
+        raise LinkLost(await self._why(None))
+
+    async def finish(self) -> None:
+        """Says that no more will be sent; what the other side still sends is lost."""
+        try:
+            await self._call.done_writing()
+        except FAULTS:
+            pass  # it is over already
+
+    async def close(self) -> None:
+        self._call.cancel()
+
+    async def _why(self, fault: BaseException | None) -> str:
+        if not self._call.done():
+            return str(fault) or type(fault).__name__
+        code, details = await self._call.code(), await self._call.details()
+        return f"{code.name}: {details}" if details else code.name
+
+
+class TunnelLink(GrpcLink[s.TunnelFrame, s.TunnelFrame]):
+    """A tunnel: what was sent reaches the master before the call ends."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[s.TunnelFrame, s.TunnelFrame]) -> None:
+        super().__init__(call)
+        self._ended = False
+
+    async def send(self, message: s.TunnelFrame) -> None:
+        await super().send(message)
+        self._ended = message.WhichOneof("frame") == "end"
+
+    async def close(self) -> None:
+        if self._ended:
+            await self.finish()
+            try:
+                while await self.receive() is not None:
+                    pass  # the master ends the call when it has read our last frame
+            except LinkLost:
+                pass
+        await super().close()
+
+
+class GrpcConnector:
+    """Implements session.Connector. `close` ends every channel."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        self._certificates = certificates
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def connect(self, address: str) -> GrpcLink[s.Up, s.Down]:
+        await self._drop(address)  # a new session gets a new connection, and a certificate that may be newer
+        channel = self._channel(address)
+        await channel.channel_ready()
+        return GrpcLink(_method(channel, SESSION, s.Up.SerializeToString, s.Down.FromString)())
+
+    async def tunnel(self, address: str) -> TunnelLink:
+        channel = self._channel(address)
+        frame = s.TunnelFrame
+        return TunnelLink(_method(channel, TUNNEL, frame.SerializeToString, frame.FromString)())
+
+    async def close(self) -> None:
+        for address in list(self._channels):
+            await self._drop(address)
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            try:
+                credentials = self._certificates.credentials()
+            except CertificateFault as fault:
+                raise LinkLost(str(fault)) from fault
+            self._channels[address] = grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+        return self._channels[address]
+
+    async def _drop(self, address: str) -> None:
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            await channel.close()
+
+
+def _method(
+    channel: grpc.aio.Channel, path: str, serialize: Callable[[Any], bytes], parse: Callable[[bytes], Any]
+) -> Any:
+    return channel.stream_stream(path, request_serializer=serialize, response_deserializer=parse)

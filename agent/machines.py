@@ -1,0 +1,113 @@
+"""The machine the agent runs on: a real one, read from /proc, or a node of the development cluster, told by flags."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.agent.machine import Capacity, MachineInfo
+
+DEFAULT_PODS = 110  # the kubelet's
+OCI_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a flag says instead of the machine; None and "" leave it to the machine."""
+
+    milli_cpu: int | None = None
+    memory_bytes: int | None = None
+    pods: int | None = None
+    ephemeral_storage_bytes: int | None = None
+    boot_id: str = ""
+
+
+class RealMachine:
+    """Implements machine.Machine from /proc and /etc. `data` is the folder whose disk holds the pods."""
+
+    def __init__(self, data: Path, overrides: Overrides | None = None, proc: Path = Path("/proc")) -> None:
+        self._data = data
+        self._overrides = overrides or Overrides()
+        self._proc = proc
+        self._info = self._read_info()
+
+    def capacity(self) -> Capacity:
+        told = self._overrides
+        return Capacity(
+            milli_cpu=1000 * (os.cpu_count() or 1) if told.milli_cpu is None else told.milli_cpu,
+            memory_bytes=self._memory() if told.memory_bytes is None else told.memory_bytes,
+            pods=DEFAULT_PODS if told.pods is None else told.pods,
+            ephemeral_storage_bytes=self._storage()
+            if told.ephemeral_storage_bytes is None
+            else told.ephemeral_storage_bytes,
+        )
+
+    def info(self) -> MachineInfo:
+        return self._info
+
+    def _memory(self) -> int:
+        for line in (self._proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+        raise OSError(f"{self._proc}/meminfo does not say MemTotal")
+
+    def _storage(self) -> int:
+        disk = os.statvfs(self._data)
+        return disk.f_blocks * disk.f_frsize
+
+    def _read_info(self) -> MachineInfo:
+        system = platform.uname()
+        boot_id = self._overrides.boot_id or _first_line(self._proc / "sys/kernel/random/boot_id")
+        return MachineInfo(
+            machine_id=_first_line(Path("/etc/machine-id")),
+            boot_id=boot_id,
+            kernel=system.release,
+            os_image=_os_image(Path("/etc/os-release")),
+            architecture=OCI_ARCHITECTURES.get(system.machine, system.machine),
+            hostname=socket.gethostname(),
+        )
+
+
+class DevNode:
+    """A development node: everything but its share, name and boot is the host's."""
+
+    def __init__(self, host: RealMachine, name: str, capacity: Capacity, boot_id: str = "") -> None:
+        self._host = host
+        self._name = name
+        self._capacity = capacity
+        self._boot_id = boot_id
+
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    def info(self) -> MachineInfo:
+        host = self._host.info()
+        return MachineInfo(
+            machine_id=f"{host.machine_id}-{self._name}" if host.machine_id else self._name,
+            boot_id=self._boot_id or host.boot_id,
+            kernel=host.kernel,
+            os_image=host.os_image,
+            architecture=host.architecture,
+            hostname=self._name,
+        )
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().strip().partition("\n")[0]
+    except OSError:
+        return ""
+
+
+def _os_image(path: Path) -> str:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return "Linux"
+    for line in lines:
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip().strip('"')
+    return "Linux"

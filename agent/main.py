@@ -1,0 +1,240 @@
+"""The agent as a program: `python -m shoal.agent.main --config agent.yaml`. Wiring only.
+
+SIGTERM and SIGINT end the agent and leave the node's containers running; the next agent takes them up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from shoal.agent.config import Config, ConfigError, load
+from shoal.agent.core import Agent, AgentConfig, AgentPorts
+from shoal.agent.images.port import ImageFault
+from shoal.agent.images.store import ImageStore
+from shoal.agent.logs import DiskLogFiles
+from shoal.agent.machine import Machine
+from shoal.agent.machines import DevNode, RealMachine
+from shoal.agent.metrics import AgentCollector, StartDurations
+from shoal.agent.network.linux import LinuxNetwork
+from shoal.agent.runtime import seccomp
+from shoal.agent.runtime.client import Client
+from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
+from shoal.agent.runtime.settings import Settings, SettingsError
+from shoal.agent.state import DiskState, StateFault
+
+log = logging.getLogger("shoal.agent")
+EXIT_FAILED, EXIT_USAGE = 1, 2
+FIRST_CONTACT_S = 15.0  # with the spawner; afterwards the agent goes on and tries again
+
+
+class CannotRun(Exception):
+    """The agent cannot begin; the message says why and what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        path, flags = parse(argv)
+        config = load(path, flags)
+    except ConfigError as fault:
+        print(fault, file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    start_logging(config.log_level)
+    try:
+        if os.geteuid() != 0:
+            raise CannotRun("the agent makes namespaces and cgroups: run it as root")
+        with locked(config.data):
+            asyncio.run(serve(config))
+    except (CannotRun, SettingsError, RuntimeFault, StateFault, ImageFault, OSError) as fault:
+        log.error("the agent of node %s cannot run: %s", config.node, fault)
+        return EXIT_FAILED
+    except BaseExceptionGroup as group:
+        known, rest = group.split((StateFault, RuntimeFault, ImageFault, OSError))
+        for known_fault in known.exceptions if known is not None else ():
+            log.error("the agent of node %s cannot go on: %s", config.node, known_fault)
+        if rest is not None:
+            log.error("the agent of node %s failed", config.node, exc_info=rest)
+        return EXIT_FAILED
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Path | None, dict[str, Any]]:
+    """The file, and the flags as settings; the file has more of them."""
+    parser = argparse.ArgumentParser(prog="shoal-agent", description="Runs the pods that are assigned to this node.")
+    parser.add_argument("--config", type=Path, help="a YAML file with the same settings and more")
+    parser.add_argument("--node", help="this node's name, as in its certificate")
+    parser.add_argument("--master", action="append", dest="masters", metavar="HOST:PORT", help="may be repeated")
+    for name in ("ca", "certificate", "key"):
+        parser.add_argument(f"--{name}", metavar="FILE", help="PEM")
+    parser.add_argument("--address", help="where other nodes reach this one")
+    parser.add_argument("--uplink", help="the link towards the other nodes")
+    parser.add_argument("--data", metavar="FOLDER")
+    parser.add_argument("--run", metavar="FOLDER")
+    parser.add_argument("--cgroup", metavar="PATH", help="below each hierarchy's root")
+    parser.add_argument("--http", action="append", metavar="HOST:PORT", help="metrics and health; may be repeated")
+    parser.add_argument("--capacity", type=pairs, metavar="cpu=2,memory=4Gi", help="instead of the machine's own")
+    parser.add_argument("--reserved", type=pairs, metavar="cpu=100m,memory=256Mi", help="kept off the pods")
+    parser.add_argument("--label", type=pairs, dest="labels", metavar="key=value,...")
+    parser.add_argument("--boot-id", dest="boot_id", help="instead of the machine's own")
+    parser.add_argument("--log-level", dest="log_level")
+    flags = vars(parser.parse_args(argv))
+    return flags.pop("config"), flags
+
+
+def pairs(text: str) -> dict[str, str]:
+    items = [item.partition("=") for item in text.split(",") if item]
+    if not all(equals for _, equals, _ in items):
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value,key=value")
+    return {key: value for key, _, value in items}
+
+
+def start_logging(level: str) -> None:
+    """One line per event on stderr: time, level, part, sentence."""
+    logging.Formatter.converter = time.gmtime
+    form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(form)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+@contextlib.contextmanager
+def locked(data: Path) -> Iterator[None]:
+    """One agent per data folder. Raises CannotRun."""
+    data.mkdir(parents=True, exist_ok=True)
+    with open(data / "agent.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise CannotRun(f"another agent already runs on {data}: end it, or give this one its own --data") from fault
+        yield
+
+
+async def serve(config: Config) -> None:
+    """Opens the adapters, runs the agent until it is told to stop, closes them."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        runtime = await stack.enter_async_context(open_runtime(config))
+        await first_contact(runtime)
+        # grpc comes after the spawner has been started: it starts threads at its import.
+        from shoal.agent.grpc_link import Certificates, GrpcConnector
+
+        connector = GrpcConnector(Certificates(config.ca, config.certificate, config.key))
+        stack.push_async_callback(connector.close)
+        machine = open_machine(config)
+        images = await ImageStore.open(config.data / "images", machine.info().architecture)
+        stack.push_async_callback(images.close)
+        network = LinuxNetwork(config.data / "network", config.uplink or None)
+        stack.callback(network.close)
+        state = DiskState(config.data / "state")
+        ports = AgentPorts(runtime, images, network, machine, state, DiskLogFiles(), connector)
+        starts = StartDurations()
+        rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
+        agent = Agent(core_config(config), ports, time.time, rng, starts.observe)
+        await stack.enter_async_context(http_server(config, agent, starts))
+        await run_until(agent, stop)
+
+
+async def run_until(agent: Agent, stop: asyncio.Event) -> None:
+    running = asyncio.create_task(agent.run(), name="agent")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not running.done():
+        log.info("the agent ends; containers go on")
+        running.cancel()
+    try:
+        await running
+    except asyncio.CancelledError:
+        pass
+
+
+def open_runtime(config: Config) -> Client:
+    data = str(config.data / "runtime")
+    settings = Settings(str(config.run), data, config.cgroup, config.boot_id)
+    return Client(settings, seccomp=seccomp.cached_profile(f"{data}/seccomp"), start_spawner=config.start_spawner)
+
+
+async def first_contact(runtime: Client) -> None:
+    """Finds the spawner, or starts it. Without one the agent goes on: pods say so, and it is tried again."""
+    try:
+        async with asyncio.timeout(FIRST_CONTACT_S):
+            await runtime.sandboxes()
+    except (RuntimeGone, TimeoutError) as fault:
+        log.error("the node's spawner does not answer yet: %s", fault or runtime.problem)
+
+
+def open_machine(config: Config) -> Machine:
+    host = RealMachine(config.data, config.overrides())
+    told = config.dev_capacity()
+    return host if told is None else DevNode(host, config.node, told)
+
+
+def core_config(config: Config) -> AgentConfig:
+    try:
+        resolv_conf = config.resolv_conf.read_text()
+    except OSError as fault:
+        log.warning("%s cannot be read, pods get none: %s", config.resolv_conf, fault)
+        resolv_conf = ""
+    return AgentConfig(
+        node=config.node,
+        address=config.address,
+        masters=config.masters,
+        log_root=str(config.data / "logs"),
+        labels={"kubernetes.io/hostname": config.node, **config.labels},
+        metrics_port=config.http[0][1] if config.http else 0,
+        resolv_conf=resolv_conf,
+        reserved=config.reserved,
+    )
+
+
+# ---- http ----
+@contextlib.asynccontextmanager
+async def http_server(config: Config, agent: Agent, starts: StartDurations) -> AsyncIterator[None]:
+    """/metrics, /healthz and /readyz on the given addresses, and on no other."""
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(agent, config.node, starts))
+
+    async def metrics(_: web.Request) -> web.Response:
+        await agent.refresh_usage()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        faults = agent.unready()
+        text = "".join(f"[-]{fault}\n" for fault in faults) or "ok\n"
+        return web.Response(text=text, status=503 if faults else 200)
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        for host, port in config.http:
+            await web.TCPSite(runner, host.strip("[]"), port, reuse_address=True).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The agent's metrics, named after the kubelet's and cAdvisor's; collected when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from shoal.agent.core import Agent
+from shoal.agent.pods.facts import ENDED
+from shoal.agent.pods.machine import PodMachine
+from shoal.agent.pods.status import RUNNING_PHASE
+
+START_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+CONTAINER_LABELS = ("namespace", "pod", "container")
+
+
+class StartDurations:
+    """How long pods took from their assignment to Running."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(START_BUCKETS_S) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        index = next((n for n, bound in enumerate(START_BUCKETS_S) if seconds <= bound), len(START_BUCKETS_S))
+        self.counts[index] += 1
+        self.total += seconds
+
+    def family(self) -> Metric:
+        bounds = [*(str(bound) for bound in START_BUCKETS_S), "+Inf"]
+        cumulated = [(bound, float(sum(self.counts[: n + 1]))) for n, bound in enumerate(bounds)]
+        text = "Seconds from a pod's assignment to this node until it runs."
+        family = HistogramMetricFamily("kubelet_pod_start_duration_seconds", text)
+        family.add_metric([], buckets=cumulated, sum_value=self.total)
+        return family
+
+
+class AgentCollector(Collector):
+    """Reads the agent's own data; `agent.usage` is what the runtime said last."""
+
+    def __init__(self, agent: Agent, node: str, starts: StartDurations) -> None:
+        self._agent = agent
+        self._node = node
+        self._starts = starts
+
+    def collect(self) -> Iterator[Metric]:
+        machines = list(self._agent.worker.machines.values())
+        yield self._node_name()
+        yield _gauge("kubelet_running_pods", "Pods that run on this node.", _running(machines))
+        yield self._running_containers(machines)
+        yield self._starts.family()
+        yield from self._counters()
+        yield from self._containers(machines)
+        yield from self._usage()
+
+    def _node_name(self) -> Metric:
+        family = GaugeMetricFamily("kubelet_node_name", "The node's name; always 1.", labels=("node",))
+        family.add_metric([self._node], 1)
+        return family
+
+    def _running_containers(self, machines: list[PodMachine]) -> Metric:
+        text = "Containers on this node by state."
+        family = GaugeMetricFamily("kubelet_running_containers", text, labels=("container_state",))
+        states = {"running": 0, "exited": 0, "created": 0}
+        for machine in machines:
+            for facts in machine.containers():
+                ended = facts.run is not None and facts.run.state == ENDED
+                states["running" if facts.live else "exited" if ended else "created"] += 1
+        for state, count in states.items():
+            family.add_metric([state], count)
+        return family
+
+    def _counters(self) -> Iterator[Metric]:
+        counts, session = self._agent.worker.counts, self._agent.session
+        yield CounterMetricFamily(
+            "kubelet_started_containers", "Containers started since the agent started.", value=counts.started
+        )
+        yield CounterMetricFamily(
+            "kubelet_started_containers_errors", "Starts that failed since the agent started.", counts.start_errors
+        )
+        yield CounterMetricFamily(
+            "shoal_agent_container_restarts", "Restarts since the agent started.", value=counts.restarts
+        )
+        text = "Whether the agent has a session with the leading master."
+        yield _gauge("shoal_agent_session_connected", text, float(self._agent.connected))
+        text = "Sessions with a master since the agent started."
+        yield CounterMetricFamily("shoal_agent_sessions", text, value=session.sessions if session else 0)
+        text = "Pod statuses that no master has acknowledged yet."
+        yield _gauge("shoal_agent_statuses_unacknowledged", text, self._agent.outbox.unacknowledged)
+        yield _gauge("shoal_agent_steps_in_flight", "Steps in flight.", self._agent.worker.in_flight)
+        yield _gauge("shoal_agent_tunnels", "Open log, exec and image streams.", self._agent.tunnels.count)
+
+    def _containers(self, machines: list[PodMachine]) -> Iterator[Metric]:
+        text = "When the container's current run started, in seconds since 1970."
+        starts = GaugeMetricFamily("container_start_time_seconds", text, labels=CONTAINER_LABELS)
+        for machine in machines:
+            meta = machine.pod.metadata
+            for facts in machine.containers():
+                if facts.live and facts.run is not None:
+                    starts.add_metric([meta.namespace, meta.name, facts.spec.name], facts.run.started_at)
+        yield starts
+
+    def _usage(self) -> Iterator[Metric]:
+        cpu = CounterMetricFamily(
+            "container_cpu_usage_seconds", "CPU time that the container has used.", labels=CONTAINER_LABELS
+        )
+        memory = GaugeMetricFamily(
+            "container_memory_working_set_bytes", "Memory that cannot be reclaimed easily.", labels=CONTAINER_LABELS
+        )
+        processes = GaugeMetricFamily("container_processes", "Processes in the container.", labels=CONTAINER_LABELS)
+        for id, usage in sorted(self._agent.usage.items(), key=lambda item: str(item[0])):
+            machine = self._agent.worker.machines.get(id.pod_uid)
+            facts = machine.container(id.name) if machine is not None else None
+            if machine is None or facts is None or facts.run is None or facts.run.attempt != id.attempt:
+                continue
+            labels = [machine.pod.metadata.namespace, machine.pod.metadata.name, id.name]
+            cpu.add_metric(labels, usage.cpu_seconds)
+            memory.add_metric(labels, usage.memory_bytes)
+            processes.add_metric(labels, usage.pids)
+        yield from (cpu, memory, processes)
+
+
+def _running(machines: list[PodMachine]) -> float:
+    return float(sum(1 for machine in machines if machine.phase == RUNNING_PHASE))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)

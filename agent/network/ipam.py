@@ -1,0 +1,70 @@
+"""Addresses of a node's pods: which comes next is decided purely, `Leases` keeps on disk which is whose."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+
+class RangeFull(Exception):
+    """Every address of the node's pod range is in use."""
+
+
+def gateway(cidr: IPv4Network) -> IPv4Address:
+    """The bridge's address: the first of the range."""
+    return cidr.network_address + 1
+
+
+def next_address(cidr: IPv4Network, used: Collection[IPv4Address], last: IPv4Address | None) -> IPv4Address:
+    """The first free address after `last`, going round: an address rests as long as possible before it is used again.
+    Raises RangeFull."""
+    first, end = int(cidr.network_address) + 2, int(cidr.broadcast_address)
+    size = end - first
+    begin = int(last) + 1 - first if last is not None and last in cidr else 0
+    for step in range(max(size, 0)):
+        address = IPv4Address(first + (begin + step) % size)
+        if address not in used:
+            return address
+    raise RangeFull(f"all {max(size, 0)} pod addresses of {cidr} are in use on this node")
+
+
+class Leases:
+    """Pod uid -> address in one JSON file; each change is written, synced and renamed before it counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last: IPv4Address | None = None
+        self._held: dict[str, IPv4Address] = {}
+        if path.exists():
+            state = json.loads(path.read_text())
+            self._held = {uid: IPv4Address(text) for uid, text in state["held"].items()}
+            self._last = IPv4Address(state["last"]) if state["last"] else None
+
+    @property
+    def held(self) -> Mapping[str, IPv4Address]:
+        return self._held
+
+    def take(self, uid: str, cidr: IPv4Network) -> IPv4Address:
+        """The pod's address, the same one each time it is asked. Raises RangeFull, OSError (disk)."""
+        if uid in self._held and self._held[uid] in cidr:
+            return self._held[uid]
+        address = next_address(cidr, set(self._held.values()), self._last)
+        self._write({**self._held, uid: address}, address)
+        return address
+
+    def free(self, uid: str) -> None:
+        if uid in self._held:
+            self._write({other: a for other, a in self._held.items() if other != uid}, self._last)
+
+    def _write(self, held: dict[str, IPv4Address], last: IPv4Address | None) -> None:
+        state = {"last": str(last) if last else None, "held": {uid: str(a) for uid, a in held.items()}}
+        new = self._path.with_suffix(".new")
+        with open(new, "w") as file:
+            json.dump(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self._path)
+        self._held, self._last = held, last

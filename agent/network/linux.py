@@ -1,0 +1,202 @@
+"""The pod network on Linux: a bridge per node, a veth pair per pod, routes to the other nodes, nft against spoofing.
+
+Nodes on one segment need no encapsulation, so pods keep the uplink's MTU. One thread does all the work: setns(2) is
+per thread, and the steps of one pod never interleave with another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import TypeVar
+
+from shoal.agent.network import rules
+from shoal.agent.network.ipam import Leases, RangeFull, gateway
+from shoal.agent.network.netlink import Netlink
+from shoal.agent.network.port import NetworkFault, Peer
+
+BRIDGE = "shoal0"
+POD_LINK = "eth0"
+ROUTE_PROTOCOL = 83  # rtnetlink(7): above RTPROT_STATIC is free; tells our routes from everybody else's
+DEFAULT_MTU = 1500
+NFT_SECONDS = 20.0
+T = TypeVar("T")
+
+
+def link_name(pod_uid: str) -> str:
+    """The host's end of a pod's veth pair: prefix and hash, 13 of the 15 bytes that a name may have."""
+    return rules.LINK_PREFIX + hashlib.sha256(pod_uid.encode()).hexdigest()[:10]
+
+
+def mac_of(address: IPv4Address) -> str:
+    """A locally administered MAC that follows from the address, so that neighbours' caches stay right."""
+    return "0a:58:" + address.packed.hex(":")
+
+
+class LinuxNetwork:
+    """Implements port.Network. `state` is a folder on the node's disk, `uplink` the link towards the other nodes."""
+
+    def __init__(self, state: Path, uplink: str | None = None) -> None:
+        state.mkdir(parents=True, exist_ok=True)
+        self._leases = Leases(state / "addresses.json")
+        self._uplink = uplink
+        self._thread = ThreadPoolExecutor(1, "network")
+        self._pods: IPv4Network | None = None
+        self._mtu = DEFAULT_MTU
+
+    async def _run(self, what: str, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except (OSError, RangeFull) as fault:
+            raise NetworkFault(f"{what}: {fault}") from fault
+
+    async def configure(self, pod_cidr: str, cluster_cidr: str) -> None:
+        await self._run("setting up the pod network", lambda: self._configure(pod_cidr, cluster_cidr))
+
+    async def sync_peers(self, peers: Sequence[Peer]) -> None:
+        await self._run("setting the routes to the other nodes", lambda: self._sync_peers(peers))
+
+    async def attach(self, pod_uid: str, netns: str) -> str:
+        return await self._run(f"attaching pod {pod_uid} to the network", lambda: self._attach(pod_uid, netns))
+
+    async def detach(self, pod_uid: str) -> None:
+        await self._run(f"detaching pod {pod_uid} from the network", lambda: self._detach(pod_uid))
+
+    async def attached(self) -> Mapping[str, str]:
+        return {uid: str(address) for uid, address in self._leases.held.items()}
+
+    async def remove(self) -> None:
+        """Takes everything of ours away from the node: bridge, routes, rules."""
+        await self._run("removing the pod network", self._remove)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    # ---- in the thread ----
+    def _configure(self, pod_cidr: str, cluster_cidr: str) -> None:
+        pods = IPv4Network(pod_cidr)
+        with Netlink() as link:
+            self._mtu = _uplink_mtu(link, self._uplink)
+            index = link.index(BRIDGE)
+            if index is None:
+                link.add_bridge(BRIDGE, self._mtu)
+                index = link.index(BRIDGE)
+            assert index is not None
+            wanted = IPv4Interface((gateway(pods), pods.prefixlen))
+            for owner, address in link.addresses():
+                if owner == index and address != wanted:
+                    link.delete_address(index, address)
+            link.add_address(index, wanted)
+            link.set_mtu(index, self._mtu)
+            link.set_up(index)
+        _set_forwarding()
+        bound = {
+            link_name(uid): (str(address), mac_of(address))
+            for uid, address in self._leases.held.items()
+            if address in pods
+        }
+        _nft(rules.ruleset(BRIDGE, pod_cidr, cluster_cidr, bound))
+        self._pods = pods
+
+    def _sync_peers(self, peers: Sequence[Peer]) -> None:
+        wanted = {IPv4Network(peer.pod_cidr): IPv4Address(peer.address) for peer in peers}
+        with Netlink() as link:
+            have = {route.network: route for route in link.routes(ROUTE_PROTOCOL)}
+            for network, route in have.items():
+                if network not in wanted:
+                    link.delete_route(route)
+            faults = []
+            for network, address in wanted.items():
+                if network in have and have[network].gateway == address:
+                    continue
+                try:
+                    link.replace_route(network, address, 0, ROUTE_PROTOCOL)
+                except OSError as fault:
+                    faults.append(f"{network} via {address}: {fault.strerror}")
+        if faults:
+            raise OSError(errno.ENETUNREACH, "is every node on the same network segment? " + "; ".join(faults))
+
+    def _attach(self, uid: str, netns: str) -> str:
+        if self._pods is None:
+            raise OSError(errno.EAGAIN, "the node has no pod range yet: it has not reached the master")
+        address = self._leases.take(uid, self._pods)
+        name, mac = link_name(uid), mac_of(address)
+        with Netlink() as host, Netlink(netns) as pod:
+            inner = pod.index(POD_LINK)
+            if inner is None or host.index(name) is None:
+                host.delete_link(name)
+                _nft(rules.bind(name, str(address), mac))
+                bridge = host.index(BRIDGE)
+                descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    host.add_veth(name, self._mtu, POD_LINK, descriptor, mac, bridge or 0)
+                finally:
+                    os.close(descriptor)
+                inner = pod.index(POD_LINK)
+            outer = host.index(name)
+            assert inner is not None and outer is not None
+            host.set_up(outer)
+            pod.set_up(inner)
+            loopback = pod.index("lo")
+            if loopback is not None:
+                pod.set_up(loopback)
+            pod.add_address(inner, IPv4Interface((address, self._pods.prefixlen)))
+            pod.replace_route(IPv4Network("0.0.0.0/0"), gateway(self._pods), inner, ROUTE_PROTOCOL)
+        return str(address)
+
+    def _detach(self, uid: str) -> None:
+        address = self._leases.held.get(uid)
+        name = link_name(uid)
+        with Netlink() as host:
+            host.delete_link(name)
+        if address is not None:
+            _nft(rules.unbind(name, str(address), mac_of(address)))
+            self._leases.free(uid)
+
+    def _remove(self) -> None:
+        with Netlink() as link:
+            for route in link.routes(ROUTE_PROTOCOL):
+                link.delete_route(route)
+            link.delete_link(BRIDGE)
+        _nft(rules.remove())
+        self._pods = None
+
+
+def _uplink_mtu(link: Netlink, name: str | None) -> int:
+    """The MTU towards the other nodes: of the named link, else of the one with the default route."""
+    links = link.links()
+    if name is not None:
+        if name not in links:
+            raise OSError(errno.ENODEV, f"there is no link {name}; links here: {', '.join(sorted(links))}")
+        return links[name].mtu
+    indexes = {route.link for route in link.routes() if route.network.prefixlen == 0}
+    found = [entry.mtu for entry in links.values() if entry.index in indexes]
+    return min(found, default=DEFAULT_MTU)
+
+
+def _set_forwarding() -> None:
+    """Namespaces inherit ip_forward from whoever made them: set it, never assume it."""
+    path = Path("/proc/sys/net/ipv4/ip_forward")
+    if path.read_text().strip() != "1":
+        path.write_text("1")
+
+
+def _nft(script: str) -> None:
+    """One nft transaction. Raises OSError with nft's own words."""
+    try:
+        done = subprocess.run(
+            ["nft", "-f", "-"], input=script, text=True, capture_output=True, timeout=NFT_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, "the nft command is missing (Debian: apt-get install nftables)") from None
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"nft did not answer in {NFT_SECONDS:.0f} s") from None
+    if done.returncode != 0:
+        raise OSError(errno.EINVAL, f"nft: {done.stderr.strip()}")

@@ -1,0 +1,185 @@
+"""The words between a pod's machine and the worker: instructions out, events in. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from shoal.agent.images.port import Image
+from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState, Exit, SandboxSpec
+from shoal.agent.state import PodRecord
+from shoal.proto.v1 import objects_pb2 as o
+
+
+# ---- steps: they take time, each ends in Done or Failed, and none is given again while it is in flight ----
+@dataclass(frozen=True, slots=True)
+class EnsureSandbox:
+    """Done's value: the Sandbox."""
+
+    spec: SandboxSpec
+    key = "sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Done's value: the pod's address."""
+
+    netns: str
+    key = "attach"
+
+
+@dataclass(frozen=True, slots=True)
+class HoldImage:
+    """Done's value: the Image, or None when it is not on the node."""
+
+    container: str
+    name: str
+    holder: str
+
+    @property
+    def key(self) -> str:
+        return f"hold {self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Done's value: the ContainerState."""
+
+    spec: ContainerSpec
+
+    @property
+    def key(self) -> str:
+        return f"start {self.spec.id.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    id: ContainerID
+    signal: int
+
+    @property
+    def key(self) -> str:
+        return f"signal {self.id.name} {self.signal}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveContainer:
+    id: ContainerID
+
+    @property
+    def key(self) -> str:
+        return f"remove {self.id.name} {self.id.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    key = "detach"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSandbox:
+    """With its logs and images: nothing of the pod is left."""
+
+    holders: Sequence[str]
+    key = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Writes the record; what follows from it waits for Done."""
+
+    record: PodRecord
+    key = "save"
+
+
+Step: TypeAlias = EnsureSandbox | Attach | HoldImage | Start | Signal | RemoveContainer | Detach | RemoveSandbox | Save
+
+
+# ---- instructions that are carried out at once ----
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """A Timer event with this name after `delay` seconds; a timer of the same name is replaced."""
+
+    name: str
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    status: o.PodStatus
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The pod is not assigned any more and nothing of it is left: drop the machine and its record."""
+
+
+Instruction: TypeAlias = Step | SetTimer | Publish | Forget
+
+
+# ---- events ----
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The first event: what the node already has of this pod (an agent that starts again finds it running)."""
+
+    containers: Sequence[ContainerState] = ()
+    netns: str = ""
+    address: str = ""
+    images: Mapping[str, Image] = field(default_factory=dict)  # container -> image
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The pod as it is assigned now."""
+
+    pod: o.Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The pod is not assigned to this node any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    step: Step
+    value: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """`reason` is Kubernetes' word for a container that could not be started, else it names the failed step."""
+
+    step: Step
+    reason: str
+    message: str
+    exit_code: int = 128
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerExited:
+    id: ContainerID
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Every run of the pod that the node knows, listed again after a lost connection."""
+
+    containers: Sequence[ContainerState]
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesChanged:
+    """Images were loaded or removed: a missing one may be here now."""
+
+
+Event: TypeAlias = Begin | Assigned | Removed | Done | Failed | ContainerExited | Observed | Timer | ImagesChanged

@@ -1,0 +1,263 @@
+"""What the agent keeps over restarts: its identity, its place in the assignments, and its pods. The port and the disk.
+
+    <root>/identity          instance id and the number of starts
+    <root>/cluster           incarnation, position, ranges and node table
+    <root>/pods/<uid>        the pod's bytes and how far its life has come
+
+Each file is one line `shoal-state 1 <sha256 of the rest>`, one line of JSON, then bytes. It is written beside its
+place, synced and renamed, so that a full disk or a crash leaves the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import total_ordering
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+log = logging.getLogger("shoal.agent.state")
+MAGIC = b"shoal-state 1 "
+T = TypeVar("T")
+
+
+class StateFault(Exception):
+    """The state could not be written or read; the message says which file and why. Retryable."""
+
+
+@total_ordering
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The place of an assignment: compared first by epoch, then by revision."""
+
+    epoch: int = 0
+    revision: int = 0
+
+    def __lt__(self, other: Position) -> bool:
+        return (self.epoch, self.revision) < (other.epoch, other.revision)
+
+    def __str__(self) -> str:
+        return f"{self.epoch}/{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    instance_id: str  # made once when the node joins
+    agent_start: int  # grows with each start of the agent
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRange:
+    """A row of the node table."""
+
+    address: str
+    pod_cidr: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRecord:
+    incarnation: str = ""
+    position: Position = Position()
+    pod_cidr: str = ""
+    cluster_cidr: str = ""
+    nodes: Mapping[str, NodeRange] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """One assigned pod. Times are CLOCK_REALTIME seconds."""
+
+    uid: str
+    pod: bytes
+    start_time: float  # when this node first saw it
+    stop_started: float = 0.0  # when its graceful end began; 0: it has not
+    final: bytes = b""  # its PodStatus once every container has ended for good
+
+
+class State(Protocol):
+    """Every save is atomic. Any call may raise StateFault; what was there before is still there then."""
+
+    async def begin(self, fresh_id: str, now: float) -> Identity:
+        """Counts a start of the agent; `fresh_id` becomes the identity of a node that has none."""
+        ...
+
+    async def cluster(self) -> ClusterRecord: ...
+    async def save_cluster(self, record: ClusterRecord) -> None: ...
+    async def pods(self) -> list[PodRecord]: ...
+    async def save_pod(self, record: PodRecord) -> None: ...
+    async def remove_pod(self, uid: str) -> None: ...
+
+
+def next_identity(old: Identity | None, fresh_id: str, now: float) -> Identity:
+    """The clock is a floor, so that the number grows even when the disk was too full to keep the last one."""
+    start = max((old.agent_start if old else 0) + 1, int(now))
+    return Identity(old.instance_id if old else fresh_id, start)
+
+
+class MemoryState:
+    """For unit tests and simulation: the object outlives the agent as a disk would. `full` makes every save fail."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self._identity: Identity | None = None
+        self._cluster = ClusterRecord()
+        self._pods: dict[str, PodRecord] = {}
+
+    async def begin(self, fresh_id: str, now: float) -> Identity:
+        self._identity = next_identity(self._identity, fresh_id, now)
+        return self._identity
+
+    async def cluster(self) -> ClusterRecord:
+        return self._cluster
+
+    async def save_cluster(self, record: ClusterRecord) -> None:
+        self._check()
+        self._cluster = record
+
+    async def pods(self) -> list[PodRecord]:
+        return list(self._pods.values())
+
+    async def save_pod(self, record: PodRecord) -> None:
+        self._check()
+        self._pods[record.uid] = record
+
+    async def remove_pod(self, uid: str) -> None:
+        self._pods.pop(uid, None)
+
+    def _check(self) -> None:
+        if self.full:
+            raise StateFault("the agent's state could not be saved: no space left")
+
+
+class DiskState:
+    """The files, written in a thread so that a slow disk does not hold the agent."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._pods = root / "pods"
+
+    async def begin(self, fresh_id: str, now: float) -> Identity:
+        return await asyncio.to_thread(self._begin, fresh_id, now)
+
+    def _begin(self, fresh_id: str, now: float) -> Identity:
+        try:
+            self._pods.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for half in (*self._root.glob(".*.new"), *self._pods.glob(".*.new")):
+                half.unlink(missing_ok=True)
+        except OSError as fault:
+            raise StateFault(f"the data folder {self._root} cannot be used: {fault}") from fault
+        identity = next_identity(self._read(self._root / "identity", _identity_of, None), fresh_id, now)
+        try:
+            self._write(self._root / "identity", asdict(identity))
+        except StateFault as fault:
+            if not (self._root / "identity").exists():
+                raise  # without a kept identity the node would be another one after its next start
+            log.error("%s; going on with the identity that is there", fault)
+        return identity
+
+    async def cluster(self) -> ClusterRecord:
+        return await asyncio.to_thread(self._read, self._root / "cluster", _cluster_of, ClusterRecord())
+
+    async def save_cluster(self, record: ClusterRecord) -> None:
+        await asyncio.to_thread(self._write, self._root / "cluster", asdict(record))
+
+    async def pods(self) -> list[PodRecord]:
+        return await asyncio.to_thread(self._read_pods)
+
+    def _read_pods(self) -> list[PodRecord]:
+        try:
+            paths = sorted(path for path in self._pods.iterdir() if ".corrupt" not in path.name)
+        except OSError as fault:
+            raise StateFault(f"{self._pods} cannot be listed: {fault}") from fault
+        records = [self._read(path, _pod_of, None) for path in paths]
+        return [record for record in records if record is not None]
+
+    async def save_pod(self, record: PodRecord) -> None:
+        await asyncio.to_thread(self._save_pod, record)
+
+    def _save_pod(self, record: PodRecord) -> None:
+        head = {
+            "uid": record.uid,
+            "start_time": record.start_time,
+            "stop_started": record.stop_started,
+            "final": record.final.hex(),
+        }
+        self._write(self._pod_path(record.uid), head, record.pod)
+
+    async def remove_pod(self, uid: str) -> None:
+        await asyncio.to_thread(self._remove_pod, uid)
+
+    def _remove_pod(self, uid: str) -> None:
+        try:
+            self._pod_path(uid).unlink(missing_ok=True)
+            _sync_folder(self._pods)
+        except OSError as fault:
+            raise StateFault(f"{self._pod_path(uid)} cannot be deleted: {fault}") from fault
+
+    def _pod_path(self, uid: str) -> Path:
+        if not uid or uid.startswith(".") or "/" in uid or "\0" in uid or ".corrupt" in uid:
+            raise StateFault(f"{uid!r} is not a pod uid: it cannot be a file's name")
+        return self._pods / uid
+
+    def _write(self, path: Path, head: Mapping[str, Any], body: bytes = b"") -> None:
+        half = path.with_name(f".{path.name}.new")
+        rest = json.dumps(head, separators=(",", ":")).encode() + b"\n" + body
+        try:
+            with open(half, "wb", opener=_private) as file:
+                file.write(MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
+                file.flush()
+                os.fsync(file.fileno())
+            half.replace(path)
+            _sync_folder(path.parent)
+        except OSError as fault:
+            half.unlink(missing_ok=True)
+            raise StateFault(f"{path} could not be saved: {fault.strerror or fault}") from fault
+
+    def _read(self, path: Path, build: Callable[[dict[str, Any], bytes], T], missing: T) -> T:
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return missing
+        except OSError as fault:
+            raise StateFault(f"{path} cannot be read: {fault.strerror or fault}") from fault
+        try:
+            first, _, rest = raw.partition(b"\n")
+            if first != MAGIC + hashlib.sha256(rest).hexdigest().encode():
+                raise ValueError("its checksum does not match: it was cut short or changed")
+            head, _, body = rest.partition(b"\n")
+            return build(json.loads(head), body)
+        except (ValueError, TypeError, KeyError) as fault:
+            aside = path.with_name(f"{path.name}.corrupt")
+            path.replace(aside)
+            log.error("%s is damaged (%s); it was set aside as %s and is treated as missing", path, fault, aside)
+            return missing
+
+
+def _identity_of(head: dict[str, Any], _: bytes) -> Identity | None:
+    return Identity(**head)
+
+
+def _cluster_of(head: dict[str, Any], _: bytes) -> ClusterRecord:
+    nodes = {name: NodeRange(**row) for name, row in head["nodes"].items()}
+    return ClusterRecord(**{**head, "position": Position(**head["position"]), "nodes": nodes})
+
+
+def _pod_of(head: dict[str, Any], body: bytes) -> PodRecord | None:
+    return PodRecord(**{**head, "pod": body, "final": bytes.fromhex(head["final"])})
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

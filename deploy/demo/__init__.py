@@ -1,0 +1,1 @@
+"""The demo: a development cluster with a small application on it."""

@@ -1,0 +1,173 @@
+"""What a development cluster consists of, decided once and kept in its cluster.json: names, addresses, ports, shares.
+
+Every node is a small machine: its own net, mount, pid, uts and ipc namespaces under a holder (its PID 1), its own
+cgroup subtree, /run and data folder. Links carry a hash of the cluster's name and fit the kernel's 15 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,28}[a-z0-9])?")
+DATA_ROOT = Path("/var/lib/shoal")
+RUN_ROOT = Path("/run/shoal")
+SEGMENTS = IPv4Network("10.89.0.0/16")  # one /24 of it per cluster, the first that no route here overlaps
+POD_RANGE = "10.244.0.0/16"
+MOST_NODES = 200
+PODS_PER_NODE = 110
+MIB = 1 << 20
+
+
+class Refusal(Exception):
+    """The cluster cannot be brought up or down as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    name: str
+    address: str
+    link: str  # the host's end of its cable
+    milli_cpu: int
+    memory_bytes: int
+    pods: int
+    storage_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    name: str
+    data: str
+    bridge: str
+    segment: str
+    gateway: str
+    pod_range: str
+    etcd_client_port: int
+    etcd_peer_port: int
+    master_ports: tuple[int, ...]
+    http_ports: tuple[int, ...]
+    metrics_port: int  # of every agent, on its node's own address
+    nodes: tuple[NodePlan, ...]
+    etcd: str  # the binary
+    heartbeat_ms: int = 0  # 0: the master's own choice
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data)
+
+    @property
+    def run(self) -> Path:
+        return RUN_ROOT / self.name
+
+    @property
+    def certs(self) -> Path:
+        return self.folder / "certs"
+
+    @property
+    def etcd_certs(self) -> Path:
+        return self.certs / "etcd"
+
+    @property
+    def cgroup(self) -> str:
+        return f"shoal-{self.name}"
+
+    def node_folder(self, node: str) -> Path:
+        return self.folder / "nodes" / node
+
+    def save(self) -> None:
+        path = self.folder / "cluster.json"
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(new, path)
+
+
+def load(folder: Path) -> ClusterPlan | None:
+    """The plan in a cluster's data folder; None without one. Raises Refusal when it cannot be read."""
+    path = folder / "cluster.json"
+    try:
+        raw = json.loads(path.read_text())
+        raw["nodes"] = tuple(NodePlan(**node) for node in raw["nodes"])
+        raw["master_ports"], raw["http_ports"] = tuple(raw["master_ports"]), tuple(raw["http_ports"])
+        return ClusterPlan(**raw)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as fault:
+        raise Refusal(f"{path} is damaged ({fault}): take the cluster away with `shoal down`") from fault
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise Refusal(f"{name!r} is no cluster name: 1 to 30 of a-z, 0-9 and -, not at either end")
+
+
+def link_hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:6]
+
+
+def free_segment(taken: Collection[IPv4Network]) -> IPv4Network:
+    """The first /24 that overlaps nothing that is routed here. Raises Refusal."""
+    for segment in SEGMENTS.subnets(new_prefix=24):
+        if not any(segment.overlaps(other) for other in taken if other.prefixlen):
+            return segment
+    raise Refusal(f"every /24 of {SEGMENTS} is routed on this machine already")
+
+
+def node_plans(
+    name: str, count: int, segment: IPv4Network, cpus: int, memory_bytes: int, storage_bytes: int
+) -> Iterator[NodePlan]:
+    """`count` nodes with an equal share of the machine each, rounded down to 1 MiB."""
+    for i in range(1, count + 1):
+        yield NodePlan(
+            name=f"node-{i}",
+            address=str(segment.network_address + 10 + i),
+            link=f"sh{link_hash(name)}n{i}",
+            milli_cpu=cpus * 1000 // count,
+            memory_bytes=memory_bytes // count // MIB * MIB,
+            pods=PODS_PER_NODE,
+            storage_bytes=storage_bytes // count // MIB * MIB,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What this machine offers to a new cluster."""
+
+    cpus: int
+    memory_bytes: int
+    storage_bytes: int
+    routes: Collection[IPv4Network]
+    free_port: Callable[[], int]
+
+
+def new_plan(
+    name: str, data: Path, nodes: int, masters: int, etcd: str, host: Host, heartbeat_ms: int = 0
+) -> ClusterPlan:
+    """A cluster from scratch. Raises Refusal."""
+    check_name(name)
+    if not 1 <= nodes <= MOST_NODES:
+        raise Refusal(f"--nodes {nodes}: a development cluster has 1 to {MOST_NODES} nodes")
+    if not 1 <= masters <= 5:
+        raise Refusal(f"--masters {masters}: 1 to 5")
+    segment = free_segment(host.routes)
+    return ClusterPlan(
+        name=name,
+        data=str(data),
+        bridge=f"shoal{link_hash(name)}",
+        segment=str(segment),
+        gateway=str(segment.network_address + 1),
+        pod_range=POD_RANGE,
+        etcd_client_port=host.free_port(),
+        etcd_peer_port=host.free_port(),
+        master_ports=tuple(host.free_port() for _ in range(masters)),
+        http_ports=tuple(host.free_port() for _ in range(masters)),
+        metrics_port=10250,
+        nodes=tuple(node_plans(name, nodes, segment, host.cpus, host.memory_bytes, host.storage_bytes)),
+        etcd=etcd,
+        heartbeat_ms=heartbeat_ms,
+    )

@@ -1,0 +1,211 @@
+"""What happens to an object before it is committed: the server's own fields, defaults, validation (pure)."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from shoal.master.api.faults import Forbidden, Invalid, invalid_object
+from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, Object, TooLarge, View, key_of
+from shoal.proto import known
+from shoal.proto.defaults import apply_defaults
+from shoal.proto.v1 import cluster_pb2 as c
+from shoal.proto.v1 import objects_pb2 as o
+from shoal.proto.validation import validate, validate_update
+
+OBJECTS = 100  # in one request
+OBJECT_BYTES = 1 << 20  # a group of the store's holds no more
+REQUEST_ID_CHARACTERS = 128
+DEFAULT_NAMESPACE = "default"
+SYSTEM_NAMESPACE = "shoal-system"
+UIDS = uuid.UUID("6d9f4f8c-1b6e-5f0e-9c53-0a5f6a1c9a11")  # the name space of uids that derive from request ids
+SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes': no vowels, so no words
+SUFFIX_CHARACTERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What makes one object of one request unique, and when it came."""
+
+    request_id: str
+    index: int
+    now: float
+
+    @property
+    def uid(self) -> uuid.UUID:
+        return uuid.uuid5(UIDS, f"{self.request_id}/{self.index}")
+
+
+def check_request(request_id: str, count: int) -> None:
+    """Raises Invalid."""
+    if not request_id or len(request_id) > REQUEST_ID_CHARACTERS:
+        raise Invalid(
+            f"request_id must have 1 to {REQUEST_ID_CHARACTERS} characters: make a random one for each change, and "
+            f"send the same with each retry"
+        )
+    if not 1 <= count <= OBJECTS:
+        raise Invalid(f"a request holds 1 to {OBJECTS} objects, this one {count}: split it")
+
+
+def check_kind(kind: str) -> None:
+    """Raises Invalid."""
+    if kind not in KINDS:
+        raise Invalid(f"no kind {kind[:60]!r} here: there are {', '.join(KINDS)}")
+
+
+def decode(envelope: c.Object) -> Object:
+    """The message in the envelope, with its kind and namespace filled in. Raises Invalid, TooLarge."""
+    check_kind(envelope.kind)
+    if len(envelope.body) > OBJECT_BYTES:
+        raise TooLarge(f"the {envelope.kind} has {len(envelope.body)} bytes: at most {OBJECT_BYTES} are stored")
+    message = KINDS[envelope.kind]()
+    try:
+        message.MergeFromString(envelope.body)
+    except DecodeError as error:
+        raise Invalid(f"the body is no {envelope.kind} message: {error}") from None
+    if message.kind not in ("", envelope.kind):
+        raise Invalid(f"the envelope says {envelope.kind}, the object in it {message.kind[:60]!r}")
+    message.kind = envelope.kind
+    message.apiVersion = message.apiVersion or known.API_VERSIONS[envelope.kind]
+    if envelope.kind not in CLUSTER_SCOPED and not message.metadata.namespace:
+        message.metadata.namespace = DEFAULT_NAMESPACE
+    return message
+
+
+def normal_key(key: c.Key) -> Key:
+    """A key as the store has it. Raises Invalid."""
+    check_kind(key.kind)
+    if not key.name:
+        raise Invalid(f"which {key.kind}? The name is missing")
+    if key.kind in CLUSTER_SCOPED:
+        return Key(key.kind, "", key.name)
+    return Key(key.kind, key.namespace or DEFAULT_NAMESPACE, key.name)
+
+
+def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
+    """Turns what was sent into what is stored, in place. Raises Fault."""
+    meta = obj.metadata
+    uid = stamp.uid
+    if not meta.name and meta.generateName:
+        meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
+    _clear_servers_fields(obj)
+    apply_defaults(obj)
+    problems = [*validate(obj), *_creation_problems(view, obj)]
+    if problems:
+        raise invalid_object(str(key_of(obj)), problems)
+    _check_namespace(view, obj)
+    meta.uid = str(uid)
+    meta.generation = 1
+    meta.creationTimestamp.seconds = int(stamp.now)
+    _first_status(obj)
+    _check_size(obj)
+
+
+def _clear_servers_fields(obj: Object) -> None:
+    """What only the server says: silently dropped, as users re-create objects from `get -o yaml`."""
+    meta = obj.metadata
+    meta.resourceVersion = ""
+    meta.uid = ""
+    for name in ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
+        meta.ClearField(name)
+    if not isinstance(obj, o.ConfigMap | o.Secret | o.Event):
+        obj.ClearField("status")
+
+
+def _creation_problems(view: View, obj: Object) -> list[tuple[str, str]]:
+    if isinstance(obj, o.Node) and obj.spec.podCIDR:
+        return [("spec.podCIDR", "is given by the master: leave it out")]
+    if isinstance(obj, o.Pod) and obj.spec.nodeName and view.get("Node", "", obj.spec.nodeName) is None:
+        return [("spec.nodeName", f"there is no node {obj.spec.nodeName!r}: leave it out and the scheduler finds one")]
+    return []
+
+
+def _check_namespace(view: View, obj: Object) -> None:
+    if obj.kind in CLUSTER_SCOPED:
+        return
+    namespace = view.get("Namespace", "", obj.metadata.namespace)
+    if namespace is None:
+        raise NotFound(f"namespace {obj.metadata.namespace!r} not found: create it first")
+    if namespace.metadata.HasField("deletionTimestamp"):
+        raise Forbidden(f"namespace {obj.metadata.namespace!r} is being deleted: nothing new can be made in it")
+
+
+def _first_status(obj: Object) -> None:
+    if isinstance(obj, o.Pod):
+        obj.status.phase = "Pending"
+    elif isinstance(obj, o.Namespace):
+        obj.status.phase = "Active"
+
+
+def _check_size(obj: Object) -> None:
+    if (size := obj.ByteSize()) > OBJECT_BYTES:
+        raise TooLarge(f"{key_of(obj)} has {size} bytes: at most {OBJECT_BYTES} are stored")
+
+
+def prepare_update(old: Object, new: Object) -> None:
+    """Turns `new` into the successor of `old`, in place: equal to it when nothing was changed. Raises Fault."""
+    key = key_of(old)
+    if new.metadata.uid and new.metadata.uid != old.metadata.uid:
+        raise Conflict(f"{key} is another object now (uid {old.metadata.uid}, not {new.metadata.uid}): read it again")
+    _keep_servers_fields(old, new)
+    apply_defaults(new)
+    problems = [*validate_update(old, new), *_late_finalizers(old, new)]
+    if problems:
+        raise invalid_object(str(key), problems)
+    if has_spec(new) and _spec(new) != _spec(old):
+        new.metadata.generation = old.metadata.generation + 1
+    _check_size(new)
+
+
+def _keep_servers_fields(old: Object, new: Object) -> None:
+    meta = new.metadata
+    meta.resourceVersion = ""
+    meta.uid, meta.generation = old.metadata.uid, old.metadata.generation
+    meta.generateName = old.metadata.generateName
+    for name in ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
+        meta.ClearField(name)
+    meta.creationTimestamp.CopyFrom(old.metadata.creationTimestamp)
+    if old.metadata.HasField("deletionTimestamp"):
+        meta.deletionTimestamp.CopyFrom(old.metadata.deletionTimestamp)
+    if old.metadata.HasField("deletionGracePeriodSeconds"):
+        meta.deletionGracePeriodSeconds = old.metadata.deletionGracePeriodSeconds
+    copy_status(old, new)
+    if isinstance(new, o.Node) and isinstance(old, o.Node) and not new.spec.podCIDR:
+        new.spec.podCIDR = old.spec.podCIDR
+    if isinstance(new, o.Pod) and isinstance(old, o.Pod) and not new.spec.nodeName:
+        new.spec.nodeName = old.spec.nodeName
+
+
+def copy_status(source: Object, target: Object) -> None:
+    """Both of one kind; kinds without a status stay as they are."""
+    if isinstance(source, o.ConfigMap | o.Secret | o.Event) or isinstance(target, o.ConfigMap | o.Secret | o.Event):
+        return
+    target.ClearField("status")
+    if source.HasField("status"):
+        target.status.MergeFromString(source.status.SerializeToString())
+
+
+def _late_finalizers(old: Object, new: Object) -> list[tuple[str, str]]:
+    added = set(new.metadata.finalizers) - set(old.metadata.finalizers)
+    if added and old.metadata.HasField("deletionTimestamp"):
+        return [("metadata.finalizers", f"{', '.join(sorted(added))}: none can be added to an object that is deleted")]
+    return []
+
+
+def has_spec(obj: Object) -> bool:
+    return not isinstance(obj, o.ConfigMap | o.Secret | o.Event)
+
+
+def _spec(obj: Object) -> object:
+    assert not isinstance(obj, o.ConfigMap | o.Secret | o.Event)
+    return obj.spec
+
+
+def _suffix(uid: uuid.UUID) -> str:
+    number, letters = uid.int, ""
+    for _ in range(SUFFIX_CHARACTERS):
+        number, digit = divmod(number, len(SUFFIX_ALPHABET))
+        letters += SUFFIX_ALPHABET[digit]
+    return letters

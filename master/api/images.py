@@ -1,0 +1,162 @@
+"""Images to the nodes: one archive streamed from the client to every chosen node at once.
+
+The slowest node sets the pace, as each holds a few frames only; one that takes nothing for a minute is given up, and
+so is one that fails: the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from shoal.master.api.faults import Invalid
+from shoal.master.api.streams import FRAME_BYTES, Nodes, Pipe, frames_of
+from shoal.master.model import Fault, View
+from shoal.master.ports import StreamClosed
+from shoal.proto.v1 import cluster_pb2 as c
+from shoal.proto.v1 import objects_pb2 as o
+from shoal.proto.v1 import session_pb2 as s
+
+FRAMES_AHEAD = 16  # per node: 1 MiB
+STALL_SECONDS = 60.0
+
+
+class Carrier:
+    """One node's part of the work: opens a tunnel, passes frames down and lines up."""
+
+    def __init__(self, node: str, say: Callable[[c.LoadImageResponse], None]) -> None:
+        self.node = node
+        self.done = asyncio.Event()
+        self._say = say
+        self._frames: asyncio.Queue[s.TunnelFrame | None] = asyncio.Queue(FRAMES_AHEAD)
+
+    async def put(self, frame: s.TunnelFrame | None) -> None:
+        """Waits for room; None: no more will come. A node that is done takes anything."""
+        if self.done.is_set():
+            return
+        if not self._frames.full():
+            self._frames.put_nowait(frame)
+            return
+        putting = asyncio.ensure_future(self._frames.put(frame))
+        ended = asyncio.ensure_future(self.done.wait())
+        finished, _ = await asyncio.wait((putting, ended), timeout=STALL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        putting.cancel()
+        ended.cancel()
+        if not finished:
+            self.fail(f"took no data for {STALL_SECONDS:g} s: given up")
+
+    def fail(self, why: str) -> None:
+        self._finish(c.LoadImageResponse(node=self.node, done=True, error=why))
+
+    def _finish(self, last: c.LoadImageResponse) -> None:
+        if not self.done.is_set():
+            self.done.set()
+            self._say(last)
+
+    async def run(self, nodes: Nodes, request: s.Open) -> None:
+        """Until the agent has answered, or something failed; says so in any case."""
+        tunnel: Pipe | None = None
+        sender: asyncio.Task[None] | None = None
+        try:
+            tunnel = await nodes.open(self.node, request)
+            sender = asyncio.ensure_future(self._send(tunnel))
+            async for frame in frames_of(tunnel, self.node):
+                self._pass_on(frame)
+        except Fault as fault:
+            self.fail(str(fault))
+        finally:
+            if sender is not None:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+            if tunnel is not None:
+                tunnel.close()
+            self.fail("was interrupted")  # says nothing when all is said
+
+    def _pass_on(self, frame: s.TunnelFrame) -> None:
+        which = frame.WhichOneof("frame")
+        if which == "progress":
+            self._say(c.LoadImageResponse(node=self.node, progress=frame.progress))
+        elif which == "end":
+            error = frame.end.error or (f"failed with {frame.end.exit_code}" if frame.end.exit_code else "")
+            last = c.LoadImageResponse(node=self.node, done=True, error=error, images=frame.end.images)
+            self._finish(last)
+
+    async def _send(self, tunnel: Pipe) -> None:
+        try:
+            while (frame := await self._frames.get()) is not None:
+                await tunnel.send(frame)
+            await tunnel.send(s.TunnelFrame(close_input=True))
+        except StreamClosed:
+            pass  # what the agent said last is still to be read
+
+
+class Images:
+    """The verbs that change which images the nodes hold."""
+
+    def __init__(self, view: View, nodes: Nodes) -> None:
+        self._view = view
+        self._nodes = nodes
+
+    async def load(self, requests: AsyncIterator[c.LoadImageRequest]) -> AsyncIterator[c.LoadImageResponse]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "start":
+            raise Invalid("the first message of LoadImage must be its start")
+        chosen = self._choose(first.start.nodes)
+        request = s.Open(image_load=s.ImageLoadOpen(name=first.start.name))
+        async for line in self._each(chosen, request, requests):
+            yield line
+
+    async def remove(self, request: c.RemoveImageRequest) -> AsyncIterator[c.LoadImageResponse]:
+        if not request.name:
+            raise Invalid("which image? Name it as `shoal image ls` shows it")
+        chosen = self._choose(request.nodes)
+        async for line in self._each(chosen, s.Open(image_remove=s.ImageRemoveOpen(name=request.name)), None):
+            yield line
+
+    def _choose(self, wanted: Sequence[str]) -> list[str]:
+        """The named nodes, or every ready one. Raises Invalid."""
+        nodes = {n.metadata.name: n for n in self._view.all("Node") if isinstance(n, o.Node)}
+        if unknown := sorted(set(wanted) - nodes.keys()):
+            raise Invalid(f"no such node: {', '.join(unknown)}; there are {', '.join(sorted(nodes)) or 'none'}")
+        chosen = sorted(set(wanted)) or sorted(name for name, node in nodes.items() if _ready(node))
+        if not chosen:
+            raise Invalid(f"none of the {len(nodes)} nodes is ready: wait for one, see `shoal get nodes`")
+        return chosen
+
+    async def _each(
+        self, chosen: Sequence[str], request: s.Open, data: AsyncIterator[c.LoadImageRequest] | None
+    ) -> AsyncIterator[c.LoadImageResponse]:
+        lines: asyncio.Queue[c.LoadImageResponse] = asyncio.Queue()
+        carriers = [Carrier(node, lines.put_nowait) for node in chosen]
+        tasks = [asyncio.ensure_future(carrier.run(self._nodes, request)) for carrier in carriers]
+        tasks.append(asyncio.ensure_future(_feed(carriers, data)))
+        try:
+            left = len(carriers)
+            while left:
+                line = await lines.get()
+                yield line
+                left -= line.done
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _feed(carriers: Sequence[Carrier], data: AsyncIterator[c.LoadImageRequest] | None) -> None:
+    """Passes the client's bytes on to all, in frames of the tunnel's size. When the client breaks off, the tunnels are
+    closed without the end of the input, and the agents throw away what they have."""
+    try:
+        if data is not None:
+            async for request in data:
+                for start in range(0, len(request.data), FRAME_BYTES):
+                    frame = s.TunnelFrame(data=request.data[start : start + FRAME_BYTES])
+                    await asyncio.gather(*(carrier.put(frame) for carrier in carriers))
+    except Exception as error:
+        for carrier in carriers:
+            carrier.fail(f"the client broke off: {type(error).__name__}")
+        return
+    await asyncio.gather(*(carrier.put(None) for carrier in carriers))
+
+
+def _ready(node: o.Node) -> bool:
+    return any(c_.type == "Ready" and c_.status == "True" for c_ in node.status.conditions)

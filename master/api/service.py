@@ -1,0 +1,65 @@
+"""The Cluster service as plain async functions over messages; transports and identities are adapters' work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from shoal.master.api.images import Images
+from shoal.master.api.reads import Reads
+from shoal.master.api.streams import Nodes, Streams
+from shoal.master.api.writes import Writes
+from shoal.master.ports import ApiStore
+from shoal.proto.v1 import cluster_pb2 as c
+from shoal.proto.v1 import session_pb2 as s
+
+
+class ClusterService:
+    """Every verb of cluster.proto. Raises Fault for what concerns the whole call; per object a result says it."""
+
+    def __init__(
+        self, store: ApiStore, nodes: Nodes, now: Callable[[], float], version: Callable[[], c.VersionResponse]
+    ) -> None:
+        self._writes = Writes(store, now)
+        self._reads = Reads(store)
+        self._streams = Streams(store.view, nodes)
+        self._images = Images(store.view, nodes)
+        self._version = version
+
+    async def create(self, request: c.WriteRequest) -> c.WriteResponse:
+        return await self._writes.create(request)
+
+    async def update(self, request: c.WriteRequest) -> c.WriteResponse:
+        return await self._writes.update(request)
+
+    async def apply(self, request: c.WriteRequest) -> c.WriteResponse:
+        return await self._writes.apply(request)
+
+    async def delete(self, request: c.DeleteRequest) -> c.WriteResponse:
+        return await self._writes.delete(request)
+
+    async def scale(self, request: c.ScaleRequest) -> c.WriteResponse:
+        return await self._writes.scale(request)
+
+    async def get(self, request: c.GetRequest) -> c.Object:
+        return await self._reads.get(request)
+
+    async def list(self, request: c.ListRequest) -> c.ListResponse:
+        return await self._reads.list(request)
+
+    def watch(self, request: c.WatchRequest) -> AsyncIterator[c.WatchBatch]:
+        return self._reads.watch(request)
+
+    def logs(self, request: c.LogsRequest) -> AsyncIterator[s.TunnelFrame]:
+        return self._streams.logs(request)
+
+    def exec(self, requests: AsyncIterator[c.ExecRequest]) -> AsyncIterator[s.TunnelFrame]:
+        return self._streams.exec(requests)
+
+    def load_image(self, requests: AsyncIterator[c.LoadImageRequest]) -> AsyncIterator[c.LoadImageResponse]:
+        return self._images.load(requests)
+
+    def remove_image(self, request: c.RemoveImageRequest) -> AsyncIterator[c.LoadImageResponse]:
+        return self._images.remove(request)
+
+    async def version(self, request: c.VersionRequest) -> c.VersionResponse:
+        return self._version()

@@ -1,0 +1,164 @@
+"""A master's configuration: a YAML file, flags that win over it, and what is wrong with either."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal.proto.errors import nearest
+
+LISTS = ("listen", "http", "etcd_endpoints")
+TEXTS = (
+    "name", "advertise", "ca", "certificate", "key", "etcd_ca", "etcd_certificate", "etcd_key", "cluster_cidr",
+    "log_format",
+)  # fmt: skip
+NUMBERS = ("heartbeat_ms",)
+REQUIRED = ("name", "listen", "advertise", "ca", "certificate", "key", "etcd_endpoints")
+LOG_FORMATS = ("logfmt", "json")
+LEAST_HEARTBEAT_MS = 50
+HELP = {
+    "name": "this master's name, for logs and metrics",
+    "listen": "HOST:PORT to serve on, and nowhere else; may be repeated",
+    "advertise": "HOST:PORT where agents and other masters reach this one",
+    "http": "HOST:PORT for /metrics, /healthz, /readyz and /sd/nodes; may be repeated",
+    "ca": "file with the cluster's certificate authority",
+    "certificate": "file with this master's certificate",
+    "key": "file with its key",
+    "etcd_endpoints": "HOST:PORT of etcd; may be repeated",
+    "etcd_ca": "file with etcd's certificate authority; without it etcd is spoken to in plain text",
+    "etcd_certificate": "file with the certificate for etcd",
+    "etcd_key": "file with its key",
+    "cluster_cidr": "addresses of all pods; each node gets a /24 of it",
+    "heartbeat_ms": "the least period of agents' heartbeats, in milliseconds",
+    "log_format": "logfmt or json",
+}
+
+
+class ConfigError(Exception):
+    """What is wrong with the configuration, where, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Addresses are host:port, files are paths."""
+
+    name: str
+    listen: tuple[str, ...]
+    advertise: str
+    ca: Path
+    certificate: Path
+    key: Path
+    etcd_endpoints: tuple[str, ...]
+    etcd_ca: Path | None = None
+    etcd_certificate: Path | None = None
+    etcd_key: Path | None = None
+    http: tuple[str, ...] = ()
+    cluster_cidr: str = "10.244.0.0/16"
+    heartbeat_ms: int = 5000
+    log_format: str = "logfmt"
+    loops: bool = True
+
+
+def load(arguments: Sequence[str]) -> Config:
+    """The configuration that flags and file give together. Raises ConfigError; SystemExit for --help and bad flags."""
+    flags = vars(_parser().parse_args(arguments))
+    path = flags.pop("config")
+    values: dict[str, Any] = _read(Path(path)) if path else {}
+    values.update({name: value for name, value in flags.items() if value is not None})
+    return parse(values, path or "the flags")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m shoal.master.main", description="Runs one master of a Shoal cluster."
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file; flags win over it")
+    for name in (*TEXTS, *NUMBERS):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, type=int if name in NUMBERS else str, help=HELP[name])
+    for name in LISTS:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, action="append", help=HELP[name])
+    return parser
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold `name: value` lines")
+    etcd = tree.pop("etcd", {})
+    if not isinstance(etcd, dict):
+        raise ConfigError(f"{path}: etcd must hold endpoints and, with TLS, ca, certificate and key")
+    return tree | {f"etcd_{name}": value for name, value in etcd.items()}
+
+
+def parse(values: Mapping[str, Any], source: str) -> Config:
+    """Checks every value. Raises ConfigError with all problems, one a line."""
+    problems: list[str] = []
+    known = {*LISTS, *TEXTS, *NUMBERS, "loops"}
+    for name in values:
+        if name not in known:
+            meant = nearest(str(name), known)
+            problems.append(f"{name}: there is no such setting" + (f"; did you mean {meant}?" if meant else ""))
+    problems += [f"{name}: is missing: {HELP[name]}" for name in REQUIRED if not values.get(name)]
+    made = {name: _value(name, values[name], problems) for name in sorted(known & values.keys())}
+    problems += _together(made)
+    if problems:
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+    return Config(**made)
+
+
+def _value(name: str, value: Any, problems: list[str]) -> Any:
+    if name in LISTS:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            problems.append(f"{name}: must be a list of HOST:PORT")
+            return ()
+        problems += [f"{name}: {item!r} is not HOST:PORT" for item in value if not is_address(item)]
+        return tuple(value)
+    if name in NUMBERS:
+        if not isinstance(value, int) or isinstance(value, bool) or value < LEAST_HEARTBEAT_MS:
+            problems.append(f"{name}: must be a whole number of at least {LEAST_HEARTBEAT_MS}, it is {value!r}")
+        return value
+    if name == "loops":
+        return bool(value)
+    if not isinstance(value, str):
+        problems.append(f"{name}: must be a text, it is {value!r}")
+        return ""
+    is_path = name.rpartition("_")[2] in ("ca", "certificate", "key")
+    return Path(value) if is_path else value
+
+
+def _together(made: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if "advertise" in made and not is_address(made["advertise"]):
+        problems.append(f"advertise: {made['advertise']!r} is not HOST:PORT")
+    if made.get("log_format", "logfmt") not in LOG_FORMATS:
+        problems.append(f"log_format: use one of {', '.join(LOG_FORMATS)}")
+    given = [name for name in ("etcd_ca", "etcd_certificate", "etcd_key") if made.get(name)]
+    if given and len(given) != 3:
+        problems.append(f"etcd: TLS needs ca, certificate and key; only {', '.join(given)} given")
+    try:
+        ipaddress.IPv4Network(made.get("cluster_cidr", "10.244.0.0/16"))
+    except ValueError as error:
+        problems.append(f"cluster_cidr: {error}; write it as 10.244.0.0/16")
+    return problems
+
+
+def is_address(text: str) -> bool:
+    """HOST:PORT, with an IPv6 host in brackets."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        return False
+    return bool(host and colon) and port.isdecimal() and 0 <= int(port) <= 65535

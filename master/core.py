@@ -1,0 +1,297 @@
+"""One master, composed for given ports: election, store, controllers, scheduler, dispatcher, API.
+
+No I/O of its own: `main` gives it etcd, grpc and the clock, the simulation gives it memory and virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import shoal
+from shoal.master.api.admission import DEFAULT_NAMESPACE, SYSTEM_NAMESPACE
+from shoal.master.api.service import ClusterService
+from shoal.master.controllers.base import Said
+from shoal.master.controllers.node import SWEEP, Beats
+from shoal.master.controllers.registry import all_controllers
+from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
+from shoal.master.dispatcher.dispatcher import Dispatcher
+from shoal.master.dispatcher.status_writer import Counters
+from shoal.master.dispatcher.tunnels import Tunnel
+from shoal.master.election import Election, Leadership, Renewer, ensure_incarnation
+from shoal.master.loop import ControllerLoop
+from shoal.master.metrics import Meters
+from shoal.master.model import Change, Create, Fault, Key, NotLeader
+from shoal.master.ports import Stream, StreamClosed, TunnelStream
+from shoal.master.recorder import Recorder
+from shoal.master.scheduling import SchedulingLoop
+from shoal.master.store.port import Port
+from shoal.master.store.store import Store
+from shoal.proto.v1 import cluster_pb2 as c
+from shoal.proto.v1 import objects_pb2 as o
+from shoal.proto.v1 import session_pb2 as s
+
+log = logging.getLogger("shoal.master")
+
+RETRY_SECONDS = 0.5
+WATCH_LEASE_SECONDS = 0.5
+NODE_CONTROLLER = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a master is told. `advertise` is where others reach it, host:port."""
+
+    name: str
+    advertise: str
+    dispatcher: DispatcherConfig = field(default_factory=DispatcherConfig)
+    loops: bool = True  # controllers and scheduler; without them the API alone is measured
+
+
+class Master:
+    """`run` campaigns, leads and follows for ever; the adapters ask it who answers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        port: Port,
+        renewer: Renewer,
+        now: Callable[[], float],
+        clock: Callable[[], float],
+        rng: random.Random,
+        meters: Meters,
+        loaded: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.store = Store(port, now)
+        self.meters = meters
+        self._port, self._now, self._clock, self._rng = port, now, clock, rng
+        self._identity = f"{settings.name}-{rng.getrandbits(64):016x}"
+        self.election = Election(port, renewer, settings.advertise, self._identity, clock)
+        self.service = ClusterService(self.store, self, now, self.version)
+        self._incarnation = ""
+        self._etcd_version = ""
+        self._term: Term | None = None
+        self._following = False
+        self._loaded = loaded  # called once, when the cluster's state is in memory
+        self._counters = Counters()
+
+    # ---- life ----
+    async def run(self) -> None:
+        """Until cancelled; then the leadership is given back."""
+        await self._get_ready()
+        while True:
+            await self.store.follow()
+            if not self._following:
+                self._following = True
+                self._loaded()
+            leadership = await self.election.campaign()
+            try:
+                await self._lead(leadership)
+            except Fault as fault:
+                log.warning("this term is over: %s", fault)
+            except Exception:
+                log.exception("this term is over, a part of the master failed")
+            finally:
+                self._term = None
+                await asyncio.shield(self.election.resign(leadership))
+            await asyncio.sleep(RETRY_SECONDS)  # another may be luckier
+
+    async def close(self) -> None:
+        """After run has ended."""
+        await self.store.close()
+
+    async def _get_ready(self) -> None:
+        made = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+        while not self._incarnation:
+            try:
+                self._etcd_version = (await self._port.status()).version
+                self._incarnation = await ensure_incarnation(self._port, lambda: made)
+            except Fault as fault:
+                log.warning("etcd is asked again in %g s: %s", RETRY_SECONDS, fault)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _lead(self, leadership: Leadership) -> None:
+        await self.store.open(leadership)
+        await self._ensure_namespaces()
+        term = Term(self, leadership, replace(self.settings.dispatcher, incarnation=self._incarnation), self._counters)
+        self._term = term
+        log.info("leads: epoch %d, %d objects", leadership.epoch, term.size())
+        try:
+            await term.run()
+        finally:
+            self._term = None
+            term.dispatcher.stop()
+
+    async def _ensure_namespaces(self) -> None:
+        changes: list[Change] = []
+        for name in (DEFAULT_NAMESPACE, SYSTEM_NAMESPACE):
+            if self.store.view.get("Namespace", "", name) is None:
+                namespace = o.Namespace(apiVersion="v1", kind="Namespace")
+                namespace.metadata.name = name
+                namespace.metadata.uid = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+                namespace.metadata.generation = 1
+                namespace.metadata.creationTimestamp.seconds = int(self._now())
+                namespace.status.phase = "Active"
+                changes.append(Create(namespace))
+        for result in await self.store.write(changes) if changes else []:
+            if isinstance(result, Fault):
+                raise result
+
+    # ---- who answers: the adapters' questions ----
+    def leading(self) -> ClusterService | None:
+        return self.service if self._term is not None else None
+
+    def reading(self) -> ClusterService | None:
+        return self.service if self._following else None
+
+    def leader_address(self) -> str:
+        """Where the leader answers, as far as known; empty when it is not."""
+        if self._term is not None:
+            return self.settings.advertise
+        known = self.election.leader
+        return known.address if known is not None and known.identity != self._identity else ""
+
+    async def serve(self, stream: Stream, node: str, address: str = "") -> None:
+        """An agent's session; agents are sent to the leader."""
+        if self._term is not None:
+            await self._term.dispatcher.serve(stream, node, address)
+            return
+        leader = self.leader_address()
+        why = f"the leader is at {leader}" if leader else "no leader is known now"
+        retry = 0 if leader else int(RETRY_SECONDS * 1000)
+        reject = s.Reject(reason="NotLeader", message=why, leader=leader, retry_after_ms=retry)
+        try:
+            await stream.send(s.Down(reject=reject))
+        except StreamClosed:
+            pass
+        stream.close()
+
+    async def accept_tunnel(self, stream: TunnelStream, node: str) -> None:
+        if self._term is not None:
+            await self._term.dispatcher.accept_tunnel(stream, node)
+        else:
+            stream.close()
+
+    async def open(self, node: str, request: s.Open) -> Tunnel:
+        """A tunnel to the agent of a node. Raises Fault."""
+        if self._term is None:
+            raise NotLeader("this master does not lead: ask again")
+        return await self._term.dispatcher.open(node, request)
+
+    def version(self) -> c.VersionResponse:
+        leadership = self._term.leadership if self._term else None
+        known = self.election.leader
+        return c.VersionResponse(
+            version=shoal.__version__,
+            leader=self.leader_address(),
+            epoch=leadership.epoch if leadership else (known.epoch if known else 0),
+            cluster_incarnation=self._incarnation,
+            etcd_version=self._etcd_version,
+        )
+
+    def ready(self) -> str:
+        """Why this master cannot answer now; empty when it can."""
+        if self._term is not None:
+            return "" if self._term.leadership.valid() else "its lease may have run out: etcd does not answer"
+        if not self._following:
+            return "it has not loaded the cluster's state yet"
+        return "" if self.leader_address() else "no leader is known"
+
+    # ---- for metrics ----
+    @property
+    def leads(self) -> bool:
+        return self._term is not None and self._term.leadership.valid()
+
+    @property
+    def session_count(self) -> int:
+        return len(self._term.dispatcher.connected) if self._term else 0
+
+    @property
+    def session_counters(self) -> Counters:
+        return self._counters
+
+    @property
+    def store_counts(self) -> dict[str, int]:
+        stats = self.store.stats
+        return {"groups": stats.groups, "objects": stats.objects, "resends": stats.resends, "waiting": stats.waiting}
+
+    # ---- for terms ----
+    @property
+    def now(self) -> Callable[[], float]:
+        return self._now
+
+    @property
+    def rng(self) -> random.Random:
+        return self._rng
+
+
+class Term:
+    """What runs while this master leads."""
+
+    def __init__(self, master: Master, leadership: Leadership, config: DispatcherConfig, counters: Counters) -> None:
+        self.leadership = leadership
+        self._store = master.store
+        self._recorder = Recorder(master.store, master.now, master.rng)
+        self.dispatcher = Dispatcher(
+            master.store, leadership, config, master.now, master.rng, self._report, self._joined, counters
+        )
+        self._controllers = ControllerLoop(
+            master.store,
+            all_controllers(master.rng, self._beats),
+            self._recorder,
+            master.now,
+            master.rng,
+            master.meters,
+        )
+        self._scheduling = SchedulingLoop(master.store, self._recorder, master.now, master.rng, master.meters)
+        self._loops = master.settings.loops
+        self._clock = asyncio.get_running_loop().time
+        nodes = sum(1 for _ in master.store.view.all("Node"))
+        self._judging_since = self._clock() + nodes / config.admissions_per_second  # all have had time to come back
+
+    def size(self) -> int:
+        """Objects that this term begins with, by a rough count."""
+        return sum(1 for kind in ("Pod", "Node", "Deployment", "ReplicaSet") for _ in self._store.view.all(kind))
+
+    async def run(self) -> None:
+        """Until the leadership is lost, or one of the parts ends. Raises what made it fail."""
+        parts: list[Coroutine[Any, Any, None]] = [self.dispatcher.run(), self._recorder.run(), self._watch_lease()]
+        if self._loops:
+            parts += [self._controllers.run(), self._scheduling.run()]
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch_lease(self) -> None:
+        """Ends with the leadership. Meanwhile, without etcd nobody is judged by silence."""
+        while not self.leadership.lost.is_set():
+            if not self.leadership.valid():
+                self._judging_since = max(self._judging_since, self._clock())
+            try:
+                async with asyncio.timeout(WATCH_LEASE_SECONDS):
+                    await self.leadership.lost.wait()
+            except TimeoutError:
+                pass
+
+    def _beats(self) -> Beats:
+        return Beats(self._clock(), self.dispatcher.last_seen, self._judging_since, self.dispatcher.period())
+
+    def _joined(self, _node: str) -> None:
+        self._controllers.poke(NODE_CONTROLLER, SWEEP)
+
+    def _report(self, key: Key, reason: str, message: str) -> None:
+        about = self._store.view.get(*key)
+        if about is not None:
+            self._recorder.say(Said(about, "Warning", reason, message), "dispatcher")

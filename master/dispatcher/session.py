@@ -1,0 +1,171 @@
+"""One agent's session, seen from the master: what it has still to hear, and the loops that send and receive.
+
+Nothing is queued per change: the session holds a set of dirty uids and builds the next increment when the last write
+has finished. Acknowledgements keep only their newest value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.master.dispatcher import assignments
+from shoal.master.model import View
+from shoal.master.ports import Authority, Stream, StreamClosed
+from shoal.proto.v1 import session_pb2 as s
+
+UNWRITTEN_REPORTS = 16  # status reports of one session in flight to etcd; then its stream is not read
+
+
+class Feed(Protocol):
+    """What a session needs of its dispatcher."""
+
+    @property
+    def view(self) -> View: ...
+    @property
+    def fed(self) -> int: ...
+    @property
+    def authority(self) -> Authority: ...
+    def heard(self, session: Session, message: s.Up) -> None: ...
+    def held_back(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end: the node, and which copy of it."""
+
+    node: str
+    instance: str
+    boot: str
+    address: str = ""
+
+    def same_machine(self, other: Peer) -> bool:
+        return (self.instance, self.boot) == (other.instance, other.boot)
+
+
+class Session:
+    """Owned by the dispatcher; every method runs in its loop."""
+
+    def __init__(self, stream: Stream, peer: Peer, session_id: str, feed: Feed) -> None:
+        self.peer = peer
+        self.id = session_id
+        self.dirty = assignments.Dirty()
+        self.last_sequence = (0, 0)  # of the newest report that was taken
+        self.closed = asyncio.Event()
+        self._stream = stream
+        self._feed = feed
+        self._wake = asyncio.Event()
+        self._opens: deque[s.Open] = deque()
+        self._status_ack: s.Sequence | None = None
+        self._heartbeat_ack: int | None = None
+        self._parts: deque[s.Assignments] = deque()
+        self._complete_due = True
+        self._position = s.Position()
+        self._unwritten = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    # ---- told by the dispatcher ----
+    def wake(self) -> None:
+        self._wake.set()
+
+    def open(self, request: s.Open) -> None:
+        self._opens.append(request)
+        self._wake.set()
+
+    def ack_heartbeat(self, number: int) -> None:
+        self._heartbeat_ack = number
+        self._wake.set()
+
+    def taken(self) -> None:
+        """A report went to the writer."""
+        self._unwritten += 1
+        if self._unwritten >= UNWRITTEN_REPORTS:
+            self._room.clear()
+
+    def written(self, sequence: s.Sequence | None) -> None:
+        """A report has been dealt with; `sequence` is acknowledged once everything before it is in etcd."""
+        self._unwritten -= 1
+        self._room.set()
+        if sequence is not None:
+            self.ack_status(sequence)
+
+    def ack_status(self, sequence: s.Sequence) -> None:
+        self._status_ack = sequence
+        self._wake.set()
+
+    def request_complete(self) -> None:
+        """The agent saw a gap: everything anew, whatever is under way."""
+        self._complete_due = True
+        self._parts.clear()
+        self._wake.set()
+
+    def close(self) -> None:
+        if not self.closed.is_set():
+            self.closed.set()
+            self._stream.close()
+            self._wake.set()
+            self._room.set()
+
+    # ---- the loops ----
+    async def run(self, welcome: s.Welcome) -> None:
+        """Until the stream ends or the session is closed."""
+        try:
+            await self._stream.send(s.Down(welcome=welcome))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._send_loop())
+                group.create_task(self._receive_loop())
+        except* StreamClosed:
+            pass
+        finally:
+            self.close()
+
+    async def _receive_loop(self) -> None:
+        while not self.closed.is_set():
+            await self._room.wait()
+            message = await self._stream.receive()
+            if message is None:
+                break
+            if not self.closed.is_set():
+                self._feed.heard(self, message)
+        self.close()
+
+    async def _send_loop(self) -> None:
+        self._wake.set()
+        while not self.closed.is_set():
+            await self._wake.wait()
+            self._wake.clear()
+            while not self.closed.is_set() and (message := self._next()) is not None:
+                await self._stream.send(message)
+
+    def _next(self) -> s.Down | None:
+        """The next message, the small ones first."""
+        if self._status_ack is not None:
+            sequence, self._status_ack = self._status_ack, None
+            return s.Down(status_ack=s.StatusAck(sequence=sequence))
+        if self._heartbeat_ack is not None:
+            number, self._heartbeat_ack = self._heartbeat_ack, None
+            return s.Down(heartbeat_ack=s.HeartbeatAck(number=number))
+        if self._opens:
+            return s.Down(open=self._opens.popleft())
+        if not self._feed.authority.valid():
+            self._feed.held_back()  # somebody else may lead: no orders until that is known
+            return None
+        return self._next_assignment()
+
+    def _next_assignment(self) -> s.Down | None:
+        view, fed, epoch = self._feed.view, self._feed.fed, self._feed.authority.epoch
+        if self._complete_due:
+            self._complete_due = False
+            self.dirty.clear()
+            self._position = s.Position(epoch=epoch, revision=fed)
+            self._parts.extend(assignments.complete(view, self.peer.node, self._position))
+        if self._parts:
+            return s.Down(assignments=self._parts.popleft())
+        if self.dirty:
+            message = assignments.increment(view, self.peer.node, self.dirty, fed, epoch, self._position)
+            self._position = message.results_in
+            return s.Down(assignments=message)
+        return None

@@ -1,0 +1,147 @@
+"""The invariants, checked on every revision that reaches the simulated etcd and on every container that starts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from shoal.agent.runtime.port import ContainerID
+from shoal.master.model import Key, Object, Record
+from shoal.master.store import codec, keys
+from shoal.master.store.memory import MemoryEtcd
+from shoal.proto import quantity
+from shoal.proto.v1 import objects_pb2 as o
+
+PHASES = {"": 0, "Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2}
+RESOURCES = ("cpu", "memory")
+
+
+class Broken(AssertionError):
+    """An invariant does not hold; the message says which, and on what."""
+
+
+def ended(pod: o.Pod) -> bool:
+    return PHASES[pod.status.phase] == 2
+
+
+def requests(pod: o.Pod) -> dict[str, int]:
+    """What a pod asks for: thousandths of a CPU, bytes."""
+    total = dict.fromkeys(RESOURCES, 0)
+    for container in pod.spec.containers:
+        for name in RESOURCES:
+            if name in container.resources.requests:
+                total[name] += amount(name, container.resources.requests[name])
+    return total
+
+
+def amount(name: str, value: o.Quantity) -> int:
+    return quantity.milli(value.text) if name == "cpu" else quantity.whole(value.text)
+
+
+class Watchdog:
+    """Reads etcd's own history, so nothing that a master believes can hide a breach."""
+
+    def __init__(self, etcd: MemoryEtcd) -> None:
+        self._etcd = etcd
+        self._seen = etcd.revision
+        self.objects: dict[Key, Object] = {}
+        self._nodes: dict[str, str] = {}  # pod uid -> node
+        self._phases: dict[str, tuple[int, str]] = {}
+        self._restarts: dict[tuple[str, str], int] = defaultdict(int)
+        self._hosts: dict[str, str] = {}  # pod uid -> node that ran it
+        self._ranges: dict[str, str] = {}  # pod range -> node
+        self.touched: set[Key] = set()  # by the last look
+        self.checks = 0
+
+    def look(self) -> None:
+        """Checks what has been committed since the last look."""
+        history = self._etcd._history
+        fresh = [entry for entry in history[-64:] if entry[0] > self._seen]
+        if len(fresh) == 64:
+            fresh = [entry for entry in history if entry[0] > self._seen]
+        self.touched = set()
+        for revision, events in fresh:
+            self._seen = revision
+            touched: set[str] = set()
+            for event in events:
+                key = keys.decode(event.key)
+                if key is None:
+                    continue
+                self.touched.add(key)
+                if event.value is None:
+                    self._gone(key)
+                    continue
+                record = codec.unpack(key, event.value, revision, event.create_revision)
+                self.objects[key] = record.message
+                if isinstance(record.message, o.Pod):
+                    self._pod(record.message, revision)
+                    touched.add(record.message.spec.nodeName)
+                elif isinstance(record.message, o.Node):
+                    self._node(record.message)
+            for node in touched - {""}:
+                self._not_oversold(node, revision)
+            self.checks += 1
+
+    @property
+    def seen(self) -> int:
+        return self._seen
+
+    def _gone(self, key: Key) -> None:
+        self.objects.pop(key, None)
+
+    def _node(self, node: o.Node) -> None:
+        cidr = node.spec.podCIDR
+        if cidr and self._ranges.setdefault(cidr, node.metadata.name) != node.metadata.name:
+            raise Broken(f"pod range {cidr} belongs to {self._ranges[cidr]} and to {node.metadata.name}")
+
+    def _pod(self, pod: o.Pod, revision: int) -> None:
+        uid, name = pod.metadata.uid, pod.metadata.name
+        bound = pod.spec.nodeName
+        if self._nodes.get(uid) and self._nodes[uid] != bound:
+            raise Broken(f"revision {revision}: pod {name} moved from {self._nodes[uid]} to {bound or 'nowhere'}")
+        if bound:
+            self._nodes[uid] = bound
+        rank = PHASES[pod.status.phase]
+        before, phase = self._phases.get(uid, (0, ""))
+        if rank < before or (before == 2 and phase != pod.status.phase):
+            raise Broken(f"revision {revision}: pod {name} went from {phase} back to {pod.status.phase}")
+        self._phases[uid] = rank, pod.status.phase
+        for status in pod.status.containerStatuses:
+            count = self._restarts[uid, status.name]
+            if status.restartCount < count:
+                raise Broken(
+                    f"revision {revision}: {name}/{status.name} had {count} restarts, now {status.restartCount}"
+                )
+            self._restarts[uid, status.name] = status.restartCount
+
+    def _not_oversold(self, node: str, revision: int) -> None:
+        found = self.objects.get(Key("Node", "", node))
+        if not isinstance(found, o.Node):
+            return
+        used, pods = dict.fromkeys(RESOURCES, 0), 0
+        for pod in self.pods():
+            if pod.spec.nodeName == node and not ended(pod):
+                pods += 1
+                for name, value in requests(pod).items():
+                    used[name] += value
+        for name in RESOURCES:
+            offered = amount(name, found.status.allocatable[name])
+            if used[name] > offered:
+                raise Broken(f"revision {revision}: {node} is oversold: {used[name]} of {offered} {name}")
+        if pods > amount("pods", found.status.allocatable["pods"]):
+            raise Broken(f"revision {revision}: {node} holds {pods} pods, more than it may")
+
+    def pods(self) -> Iterable[o.Pod]:
+        return [message for key, message in self.objects.items() if isinstance(message, o.Pod)]
+
+    def started(self, node: str, id: ContainerID) -> None:
+        """A container of a pod ran on a node: only one node may ever do so."""
+        owner = self._hosts.setdefault(id.pod_uid, node)
+        if owner != node:
+            raise Broken(f"pod {id.pod_uid} ran on {owner} and on {node}")
+
+    def unchanged(self, records: Iterable[Record]) -> None:
+        """Cached messages are shared by everybody and must stay what is stored."""
+        for record in records:
+            if type(record.message).FromString(record.body) != record.message:
+                raise Broken(f"{record.key} was changed in the cache")

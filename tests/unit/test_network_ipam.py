@@ -1,0 +1,62 @@
+"""Pod addresses: none twice, none reused too soon, kept over restarts."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from shoal.agent.network import rules
+from shoal.agent.network.ipam import Leases, RangeFull, gateway, next_address
+from shoal.agent.network.linux import link_name, mac_of
+
+RANGE = IPv4Network("10.244.3.0/29")  # gateway .1, pods .2 to .6
+
+
+def test_addresses_go_round_before_one_is_used_again(tmp_path: Path) -> None:
+    leases = Leases(tmp_path / "a.json")
+    first = leases.take("a", RANGE)
+    leases.free("a")
+    second = leases.take("b", RANGE)
+    assert (str(first), str(second)) == ("10.244.3.2", "10.244.3.3")
+
+
+def test_the_same_pod_gets_the_same_address_also_after_a_restart(tmp_path: Path) -> None:
+    address = Leases(tmp_path / "a.json").take("a", RANGE)
+    again = Leases(tmp_path / "a.json")
+    assert again.take("a", RANGE) == address
+    assert again.take("b", RANGE) != address
+
+
+def test_a_full_range_says_so(tmp_path: Path) -> None:
+    leases = Leases(tmp_path / "a.json")
+    taken = {leases.take(f"pod{i}", RANGE) for i in range(5)}
+    assert len(taken) == 5 and gateway(RANGE) not in taken
+    with pytest.raises(RangeFull, match="all 5 pod addresses"):
+        leases.take("one-more", RANGE)
+    leases.free("pod2")
+    assert leases.take("one-more", RANGE) in taken
+
+
+def test_an_address_of_another_range_is_replaced(tmp_path: Path) -> None:
+    leases = Leases(tmp_path / "a.json")
+    leases.take("a", RANGE)
+    assert leases.take("a", IPv4Network("10.244.9.0/29")) == IPv4Address("10.244.9.2")
+
+
+def test_next_address_of_a_range_without_room() -> None:
+    with pytest.raises(RangeFull):
+        next_address(IPv4Network("10.0.0.0/31"), set(), None)
+
+
+def test_link_names_fit_and_differ() -> None:
+    assert len(link_name("0123")) <= 15
+    assert link_name("a") != link_name("b")
+    assert mac_of(IPv4Address("10.244.3.2")) == "0a:58:0a:f4:03:02"
+
+
+def test_rules_name_every_pod() -> None:
+    text = rules.ruleset("shoal0", "10.244.3.0/24", "10.244.0.0/16", {"shv1": ("10.244.3.2", "0a:58:0a:f4:03:02")})
+    assert 'elements = { "shv1" . 10.244.3.2 . 0a:58:0a:f4:03:02 }' in text
+    assert "elements" not in rules.ruleset("shoal0", "10.244.3.0/24", "10.244.0.0/16", {})
