@@ -211,6 +211,14 @@ def test_a_repetition_waits_until_it_is_worth_a_write() -> None:
     assert events.due(world, events.event_key(first.said), 0.0) <= events.REWRITE_SECONDS  # the clock went back
 
 
+@pytest.mark.parametrize("home", [None, namespace("far", closing=True)])
+def test_no_event_is_made_in_a_namespace_that_is_going_or_gone(home: o.Namespace | None) -> None:
+    about = pod("p")
+    about.metadata.namespace = "far"
+    world = World([home] if home else [])
+    assert events.write(world, note(about, "R", 1.0), "u") == []
+
+
 def test_events_of_nodes_live_in_the_default_namespace() -> None:
     key = events.event_key(Said(node("n" * 250), "Normal", "R", ""))
     assert key.namespace == "default"

@@ -195,6 +195,7 @@ class Late(World):
         super().__init__()
         self.losses, self.kind = losses, kind
         self.hidden: list[Change] = []
+        self.meanwhile: list[Change] = []  # committed by others, and seen, while the answer is on its way
 
     async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]:
         await asyncio.sleep(0)
@@ -202,6 +203,7 @@ class Late(World):
         if self.losses and concerned and not low_priority:
             self.losses -= 1
             self.hidden = self.hidden or list(changes)
+            self.apply(self.meanwhile)
             raise Unavailable("the answer was lost", "unknown")
         hidden, self.hidden = self.hidden, []
         self.apply(hidden)
@@ -227,13 +229,13 @@ async def test_creates_of_unknown_outcome_are_sent_again_before_anything_is_coun
 
 async def test_bindings_of_unknown_outcome_keep_their_room() -> None:
     world = Late(1, "bind")
+    world.meanwhile = [Create(pod("late", cpu="1"))]
     async with at_work(Master(world)) as m:
         await m.join("n0", cpu="2")
         await m.create(*(pod(f"a{i}", cpu="1") for i in range(2)))
         async with asyncio.timeout(DEADLINE_SECONDS):
             while world.losses:
                 await asyncio.sleep(0)
-        await m.create(pod("late", cpu="1"))
         await m.until(lambda: scheduled(m, "late").status == "False")
         assert sorted(p.metadata.name for p in m.store.view.pods_on("n0")) == ["a0", "a1"]
 
