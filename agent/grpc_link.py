@@ -170,8 +170,8 @@ class GrpcConnector:
 
     async def connect(self, address: str) -> GrpcLink[s.Up, s.Down]:
         await self._drop(address)  # a new session gets a new connection, and a certificate that may be newer
+        # Not waiting for the channel: the call itself then fails with the reason, a refused certificate included.
         channel = self._channel(address)
-        await channel.channel_ready()
         return GrpcLink(_method(channel, SESSION, s.Up.SerializeToString, s.Down.FromString)())
 
     async def tunnel(self, address: str) -> TunnelLink:
