@@ -10,6 +10,9 @@ import pytest
 from shoal.agent.config import Config, ConfigError, check, load
 from shoal.agent.machine import Capacity
 from shoal.agent.main import EXIT_USAGE, main, parse
+from shoal.agent.runtime.settings import load as load_settings
+from shoal.agent.spawn import main as spawn
+from shoal.agent.spawn import prepare, settings_of
 
 GOOD: dict[str, Any] = {
     "node": "n1",
@@ -50,6 +53,17 @@ def test_a_real_machine_needs_little() -> None:
         "n1", ("10.0.0.254:7000", "[fd00::1]:7000"), Path("/c/ca.crt"), Path("/c/n1.crt"), Path("/c/n1.key"), "10.0.0.1"
     )
     assert config.dev_capacity() is None
+    unit = check(GOOD | {"cgroup": "system.slice/shoal-spawner.service", "data": "/d"}, "agent.yaml")
+    assert settings_of(unit).data == "/d/runtime"
+
+
+def test_the_spawner_s_unit_reads_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = check(GOOD | {"data": str(tmp_path / "d"), "run": str(tmp_path / "r")}, "agent.yaml")
+    command = prepare(settings_of(config))
+    assert command[-3:] == ["spawner", "--config", str(tmp_path / "r/spawner.json")]
+    assert load_settings(command[-1]) == settings_of(config)
+    assert spawn([]) == EXIT_USAGE and "usage" in capsys.readouterr().err
+    assert spawn(["--config", str(tmp_path / "nope")]) == EXIT_USAGE and "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -63,9 +77,12 @@ def test_a_real_machine_needs_little() -> None:
         ({"nodes": 3}, "nodes is not a setting; known are"),
         ({"capacity": {"cpus": 2}}, "cpus is not a resource of a node"),
         ({"capacity": {"cpu": "two"}}, '"two" is not a quantity'),
-        ({"cgroup": "../x"}, "must be a relative path that begins with 'shoal'"),
+        ({"cgroup": "../x"}, "must be a relative path with a part that begins with 'shoal'"),
+        ({"cgroup": "/shoal"}, "must be a relative path"),
+        ({"cgroup": "system.slice/x"}, "must be a relative path"),
         ({"log_level": "loud"}, "not one of DEBUG"),
-        ({"start_spawner": "yes"}, "start_spawner must be a bool"),
+        ({"spawner": "yes"}, "neither own (the agent starts it) nor external"),
+        ({"spawner": True}, "spawner must be a str"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], text: str) -> None:
