@@ -491,3 +491,12 @@ def test_the_image_may_name_its_stop_signal(text: str, number: int) -> None:
 def test_a_record_of_no_pod_is_refused() -> None:
     with pytest.raises(Exception, match=r"pars|wire|tag"):
         PodMachine(PodRecord(UID, b"\xff\xff\xff", NOW), NODE, saved=True)
+
+
+def test_a_pod_that_the_cluster_saw_running_is_never_pending_again_though_its_node_lost_all_records() -> None:
+    pod = make_pod()
+    pod.status.phase = "Running"
+    driver = Driver(pod)
+    driver.begin()
+    assert driver.status.phase == "Running" and not driver.container.ready
+    assert driver.container.state.waiting.reason == "ContainerCreating"
