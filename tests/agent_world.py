@@ -97,6 +97,7 @@ class Master:
         self.attempts: list[tuple[float, str]] = []
         self.epoch, self.revision, self.incarnation = 1, 10, "inc-1"
         self.period_ms = 5000
+        self.stalling = False  # new tunnels take nothing
 
     async def connect(self, address: str) -> Pipe:
         self.attempts.append((asyncio.get_running_loop().time(), address))
@@ -108,6 +109,7 @@ class Master:
 
     async def tunnel(self, address: str) -> Pipe:
         self.tunnels.append(Pipe(address))
+        self.tunnels[-1].stalled = self.stalling
         return self.tunnels[-1]
 
     async def session(self, number: int = -1) -> Pipe:
