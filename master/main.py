@@ -30,6 +30,7 @@ from shoal.master.store.etcd_lease import ThreadRenewer
 
 log = logging.getLogger("shoal.master")
 
+GC_THRESHOLDS = (10_000, 20, 100)  # objects are freed by their counts; full passes only disturb
 STOP_SECONDS = 1.0  # for calls that are under way when the master ends
 
 
@@ -168,6 +169,7 @@ def _loaded() -> None:
     """The cluster's state lives long: the collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _split(address: str) -> tuple[str, int]:

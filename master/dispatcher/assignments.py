@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shoal.master.dispatcher import statuses
@@ -47,11 +47,12 @@ def assigned_pod(view: View, uid: str, node: str) -> s.AssignedPod | None:
     return s.AssignedPod(uid=uid, pod=record.body) if record is not None else None
 
 
-def complete(view: View, node: str, position: s.Position) -> list[s.Assignments]:
-    """Everything that `node` is to hold and the whole node table, in parts of at most 1 MiB."""
+def complete(view: View, node: str, position: s.Position, over: Collection[str] = ()) -> list[s.Assignments]:
+    """Everything that `node` is to hold, save what is `over` there, and the whole node table, in parts of at most
+    1 MiB."""
     parts = [s.Assignments()]
     size = 0
-    for entry in _entries(view, node):
+    for entry in _entries(view, node, over):
         weight = entry.ByteSize() + OVERHEAD_BYTES
         if size and size + weight > PART_BYTES:
             parts.append(s.Assignments())
@@ -69,12 +70,12 @@ def complete(view: View, node: str, position: s.Position) -> list[s.Assignments]
     return parts
 
 
-def _entries(view: View, node: str) -> Iterator[s.AssignedPod | s.NodeAddressRange]:
+def _entries(view: View, node: str, over: Collection[str]) -> Iterator[s.AssignedPod | s.NodeAddressRange]:
     for other in _nodes(view):
         yield table_entry(other)
     for pod in sorted(view.pods_on(node), key=lambda p: (p.metadata.namespace, p.metadata.name)):
         entry = assigned_pod(view, pod.metadata.uid, node)
-        if entry is not None:
+        if entry is not None and entry.uid not in over:
             yield entry
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,9 +49,14 @@ class Peer:
 class Session:
     """Owned by the dispatcher; every method runs in its loop."""
 
-    def __init__(self, stream: Stream, peer: Peer, session_id: str, feed: Feed) -> None:
+    def __init__(
+        self, stream: Stream, peer: Peer, session_id: str, feed: Feed, over: Collection[str] = frozenset()
+    ) -> None:
+        """`over`: pods that have ended and of which the agent holds nothing any more; it is not told of them, as it
+        would run them again."""
         self.peer = peer
         self.id = session_id
+        self.over = over
         self.dirty = assignments.Dirty()
         self.last_sequence = (0, 0)  # of the newest report that was taken
         self.closed = asyncio.Event()
@@ -161,7 +167,7 @@ class Session:
             self._complete_due = False
             self.dirty.clear()
             self._position = s.Position(epoch=epoch, revision=fed)
-            self._parts.extend(assignments.complete(view, self.peer.node, self._position))
+            self._parts.extend(assignments.complete(view, self.peer.node, self._position, self.over))
         if self._parts:
             return s.Down(assignments=self._parts.popleft())
         if self.dirty:
