@@ -12,8 +12,6 @@ import signal
 import time
 from collections.abc import Mapping
 
-from shoal.agent.runtime import syscalls
-
 CPU_PERIOD_US = 100_000  # quotas are per 100 ms
 MIN_CPU_QUOTA_US = 1000  # the kernel refuses less
 SHARES_MIN, SHARES_MAX = 2, 262_144
@@ -247,10 +245,14 @@ class CgroupsV1(Cgroups):
             _set(self._file("devices", path, "devices.allow"), rule)
 
     def entry(self, path: str) -> Entry:
+        """A hybrid's child is born in the v2 cgroup and then joins the v1 ones."""
         entry = Entry(-1, [])
         try:
             for folder in self.folders(path):
-                entry.doors += [os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+                if folder == f"{self.unified}/{path}":
+                    entry.born_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                else:
+                    entry.doors += [os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
         except OSError as error:
             entry.close()
             raise CgroupError(f"cannot open the cgroup {path}: {error.strerror}") from error
@@ -337,7 +339,7 @@ def hierarchies(mountinfo: str) -> dict[str, str]:
         fields, tail = left.split(" "), right.split(" ")
         if len(fields) < 5 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
             continue
-        names = [""] if tail[0] == "cgroup2" else tail[2].split(",")
+        names = [""] if tail[0] == "cgroup2" else sorted(set(tail[2].split(",")) - {"rw", "ro"})
         for name in names:
             if name not in found or (fields[3] == "/" and name not in whole):
                 found[name] = _unescape(fields[4])
@@ -366,11 +368,6 @@ def shares_to_weight(shares: int) -> int:
     """cpu.shares 2..262144 as cpu.weight 1..10000, the mapping that Kubernetes uses too."""
     bounded = min(max(shares, SHARES_MIN), SHARES_MAX)
     return 1 + (bounded - SHARES_MIN) * (WEIGHT_MAX - 1) // (SHARES_MAX - SHARES_MIN)
-
-
-def is_cgroup_file(fd: int) -> bool:
-    """Whether a descriptor really lies in a cgroup file system."""
-    return syscalls.filesystem_type(fd) in (syscalls.CGROUP_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC)
 
 
 def _prefixes(path: str) -> list[str]:

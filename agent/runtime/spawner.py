@@ -33,6 +33,7 @@ SWEEP_SECONDS = 60.0  # before what could not be deleted is tried again
 MAX_ORPHANS = 1024  # wait statuses of processes that nobody has named yet
 OOM_SCORE = "-998"  # of spawner and supervisors; needs CAP_SYS_RESOURCE
 LOG_BYTES = 1024 * 1024
+SIGNALS = (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM)
 MEMFD = "/memfd:shoal-python"
 
 
@@ -88,8 +89,9 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.wakeup = ours, theirs
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         signal.siginterrupt(signal.SIGCHLD, False)
         self.poller.watch(ours.fileno(), lambda: self._on_signals(ours))
 
@@ -436,6 +438,7 @@ def replace_image(spawner: Spawner) -> None:
     for fd in (spawner.lock, spawner.listener.fileno()):
         os.set_inheritable(fd, True)
     argv = [word for word in sys.orig_argv[1:] if not word.startswith("--state=")]
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the new version handles them
     log("continues as a new version of itself")
     os.execv(sys.executable, [sys.executable, *argv, f"--state={memfd}"])
 

@@ -83,7 +83,7 @@ class Live:
 
     @property
     def key(self) -> str:
-        return f"run/{self.name}/{self.attempt}"
+        return run_key(self.name, self.attempt)
 
 
 @dataclass(slots=True)
@@ -110,6 +110,7 @@ class Supervisor:
         self.live: dict[tuple[str, int], Live] = {}
         self.executions: dict[str, Execution] = {}
         self.inherited = kept
+        self.untold: list[wire.Message] = []  # exits that were seen while there was no spawner
         self.count = 0  # of executions
         self.profiles: dict[str, bytes] = {}
 
@@ -118,12 +119,17 @@ class Supervisor:
     def recover(self) -> None:
         """Resolves every run that the records leave open."""
         for run in records.runs(self.settings.data, self.pod):
-            if run.ended or run.intent is None:
+            kept = self.inherited.get(run_key(run.name, run.attempt))
+            if run.intent is None or (run.ended and kept is None):
                 continue
-            if run.started is None:
+            if run.started is None and kept is not None and "started" in kept.facts:
+                folder = records.run_folder(self.settings.data, self.pod, run.name, run.attempt)
+                records.write(folder, "started", kept.facts["started"])
+                self._adopt(run, kept.facts["started"])
+            elif run.started is None:
                 self._resolve_start(run)
             elif run.started.get("boot") != self.boot:
-                self._write_exit(run.name, run.attempt, records.unknown_exit(time.time()))
+                self._record_unknown(run)
             else:
                 self._adopt(run, run.started)
         for key, kept in self.inherited.items():
@@ -141,10 +147,16 @@ class Supervisor:
         path = self.cgroups.container_path(self.pod, run.name, run.attempt)
         seen = self._clear_cgroup(path)
         if seen:
-            self._write_exit(run.name, run.attempt, records.unknown_exit(time.time()))
+            self._record_unknown(run)
             return
         message = "the supervisor of this pod ended while it started this container; nothing of it had run"
         self._write_start_error(run.name, run.attempt, launch.LaunchError("StartError", message, 128))
+
+    def _record_unknown(self, run: records.Run) -> None:
+        """The end of a run is known, its code is not."""
+        record = records.unknown_exit(time.time())
+        self._write_exit(run.name, run.attempt, record)
+        self._tell_exit(run.name, run.attempt, record)
 
     def _clear_cgroup(self, path: str) -> bool:
         """Kills and removes a cgroup; whether a process had been in it. Raises Refused when processes do not die."""
@@ -274,13 +286,18 @@ class Supervisor:
             self._keep_run(live)
         for execution in self.executions.values():
             self._keep_execution(execution)
+        for message in self.untold:
+            channel.send(message)
+        self.untold = []
         channel.send({"event": "ready"})
 
     def _keep_run(self, live: Live) -> None:
         fds = {f"{name}_{end}": getattr(pipe, end) for name, pipe in live.streams.items() for end in ("read", "write")}
         if live.pidfd >= 0:
             fds["pidfd"] = live.pidfd
-        facts = {"pid": live.pid, "run": [live.name, live.attempt]}
+        facts: wire.Message = {"pid": live.pid, "run": [live.name, live.attempt]}
+        if live.pid:
+            facts["started"] = self._started(live)
         self._tell({"event": "keep", "key": live.key, "fds": list(fds), "facts": facts}, list(fds.values()))
 
     def _keep_execution(self, execution: Execution) -> None:
@@ -290,6 +307,12 @@ class Supervisor:
     def _tell(self, message: wire.Message, fds: list[int] | None = None) -> None:
         if self.link is not None:
             self.link.send(message, fds or [])
+
+    def _tell_exit(self, name: str, attempt: int, record: records.Record) -> None:
+        message: wire.Message = {"event": "exited", "run": [self.pod, name, attempt], "exit": record}
+        if self.link is None:
+            self.untold.append(message)
+        self._tell(message)
 
     # -- sandbox
 
@@ -383,14 +406,18 @@ class Supervisor:
         live.pid, live.pidfd, live.ticks, live.at = launched.pid, launched.pidfd, launched.start_ticks, time.time()
         self.live[name, attempt] = live
         self._keep_run(live)
+        self._fault_point("kept")
         self._watch(live)
         self._write_started(live)
         self._fault_point("started")
 
-    def _write_started(self, live: Live) -> None:
+    def _started(self, live: Live) -> records.Record:
         pipes = {stream: os.readlink(f"/proc/self/fd/{pipe.read}") for stream, pipe in live.streams.items()}
-        started = {"pid": live.pid, "start_ticks": live.ticks, "boot": self.boot, "at": live.at, "pipes": pipes}
-        records.write(records.run_folder(self.settings.data, self.pod, live.name, live.attempt), "started", started)
+        return {"pid": live.pid, "start_ticks": live.ticks, "boot": self.boot, "at": live.at, "pipes": pipes}
+
+    def _write_started(self, live: Live) -> None:
+        folder = records.run_folder(self.settings.data, self.pod, live.name, live.attempt)
+        records.write(folder, "started", self._started(live))
         run = [self.pod, live.name, live.attempt]
         self._tell({"event": "started", "run": run, "pid": live.pid, "at": live.at})
 
@@ -500,7 +527,7 @@ class Supervisor:
             self._fault_point("ended")
         recorded = self._write_exit(live.name, live.attempt, record)
         if live.ended is None:
-            self._tell({"event": "exited", "run": [self.pod, live.name, live.attempt], "exit": record})
+            self._tell_exit(live.name, live.attempt, record)
         live.ended = record
         self._unwatch(live)
         if not recorded and not last_chance:
@@ -674,6 +701,11 @@ class Supervisor:
         if path and os.path.exists(path):
             os.unlink(path)
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_key(name: str, attempt: int) -> str:
+    """The name of a run's duplicates."""
+    return f"run/{name}/{attempt}"
 
 
 def start_error(fault: launch.LaunchError) -> wire.Message:

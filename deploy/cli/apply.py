@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shoal.deploy.cli.failures import FAILED, OK, CommandError
 from shoal.deploy.cli.naming import shown
 from shoal.deploy.cli.options import DURATION, Session, with_session
-from shoal.proto.kinds import Object
+
+if TYPE_CHECKING:
+    from shoal.proto.kinds import Object
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 # What others need comes first, whatever the order in the files.

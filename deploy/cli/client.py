@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 import uuid
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log lines would stand among ours
 import grpc
 from google.protobuf.message import DecodeError
 
@@ -22,7 +24,7 @@ from shoal.proto.v1.cluster_pb2_grpc import ClusterStub
 
 CALL_SECONDS = 20.0  # one attempt
 PATIENCE_SECONDS = 30.0  # all attempts of a call that can be retried
-UNREACHABLE_SECONDS = 8.0  # the same while no server takes the connection: longer than an election
+UNREACHABLE_SECONDS = 5.0  # the same while no server takes the connection: a master that ended is back by then
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
 PAGE = 500  # objects
 BATCH_OBJECTS = 100  # the API's bound for one request
@@ -59,9 +61,11 @@ class Change:
 class Client:
     """Calls to one cluster. Every method raises CommandError (Refused for the API's own answers)."""
 
-    def __init__(self, context: Context, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, context: Context, patience: float = PATIENCE_SECONDS, unreachable: float = UNREACHABLE_SECONDS
+    ) -> None:
         self.context = context
-        self._patience = patience
+        self._patience, self._unreachable = patience, unreachable
         self._credentials = grpc.ssl_channel_credentials(
             context.pem("ca"), context.pem("key"), context.pem("certificate")
         )
@@ -239,8 +243,9 @@ class Client:
             except grpc.RpcError as error:
                 refused = self._refusal(error)
                 if refused.reason == "Unreachable":
-                    self._check_certificate()
-                    left -= self._patience - UNREACHABLE_SECONDS
+                    if pause == FIRST_PAUSE_SECONDS:
+                        self._check_certificates()
+                    left -= self._patience - self._unreachable
                 wait = random.uniform(pause / 2, pause)  # noqa: S311  (jitter)
                 if not refused.retryable or left <= wait:
                     raise self._explained(refused) from None
@@ -277,8 +282,8 @@ class Client:
             code.name.replace("_", " ").title().replace(" ", ""), details or f"the call failed ({code.name})"
         )
 
-    def _check_certificate(self) -> None:
-        """A missing or outdated certificate looks like an unreachable server: no need to be patient with that."""
+    def _check_certificates(self) -> None:
+        """A certificate that is refused looks like an unreachable server: no need to be patient with that."""
         wrong = certificate_problem(self.context)
         if wrong is not None:
             raise CommandError(wrong)

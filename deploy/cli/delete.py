@@ -94,14 +94,15 @@ def _keys(session: Session, what: tuple[str, ...], options: dict[str, Any]) -> l
         return [_key(obj) for obj in _from_files(session, options)]
     chosen: list[Any] = []
     for item in wanted(what):
-        scope = session.scope if namespaced(item.kind) else ""
         if item.names:
             _only_names(session, options)
+            scope = session.scope if namespaced(item.kind) else ""
             chosen += [c.Key(kind=item.kind, namespace=scope, name=name) for name in item.names]
         else:
             if not (options["selector"] or options["field_selector"] or options["everything"]):
                 raise CommandError(f"which {item.kind}s? Give names, -l or --all", USAGE)
             check_selectors(options["selector"], options["field_selector"], [item.kind])
+            scope = session.scope if namespaced(item.kind) else ""
             found = session.client.list_objects(item.kind, scope, options["selector"], options["field_selector"])
             chosen += [_key(obj) for obj in found.objects]
     return chosen
@@ -119,7 +120,7 @@ def _from_files(session: Session, options: dict[str, Any]) -> list[Object]:
     from shoal.deploy.cli.apply import ORDER, read_objects
 
     objects = read_objects(session, options["files"], options["recursive"], True, check=False)
-    return sorted(reversed(objects), key=lambda obj: -ORDER.get(obj.kind, 3))
+    return sorted(objects, key=lambda obj: -ORDER.get(obj.kind, 3))
 
 
 def _key(obj: Object) -> Any:

@@ -15,14 +15,38 @@ from shoal.deploy.cli.contexts import Context
 PROBE_SECONDS = 2.0
 
 
+class CertificateRefused(Exception):
+    """One side does not accept the other's certificate: asking again cannot help."""
+
+
 def why_unreachable(context: Context) -> str:
     """One sentence about every server of the context, and what to do."""
-    reasons = [f"{server}: {_probe(server, context)}" for server in context.servers]
+    reasons = [f"{server}: {_tried(server, context)}" for server in context.servers]
     return f"no master of context {context.name} answers ({'; '.join(reasons)})"
 
 
 def certificate_problem(context: Context) -> str | None:
-    """What is wrong with the certificate that we would show."""
+    """What is wrong with our certificate, or with a server's; None when that is not why."""
+    own = _own_certificates(context)
+    if own is not None:
+        return own
+    for server in context.servers:
+        try:
+            _probe(server, context)
+        except CertificateRefused as refused:
+            return f"{server}: {refused}"
+    return None
+
+
+def _tried(server: str, context: Context) -> str:
+    try:
+        return _probe(server, context)
+    except CertificateRefused as refused:
+        return str(refused)
+
+
+def _own_certificates(context: Context) -> str | None:
+    """What is wrong with the certificate that we show, or the one that we trust, by themselves."""
     from cryptography import x509  # slow to import, and needed in trouble only
 
     for what in ("certificate", "ca"):
@@ -49,6 +73,8 @@ def _probe(server: str, context: Context) -> str:
             return _handshake(raw, host.strip("[]"), context)
     except ValueError:
         return "is not host:port"
+    except ConnectionResetError:
+        return "it closes the connection at once; is it a Shoal master?"
     except ConnectionRefusedError:
         return "nothing listens there; is the master running?"
     except TimeoutError:
@@ -58,18 +84,23 @@ def _probe(server: str, context: Context) -> str:
 
 
 def _handshake(raw: socket.socket, host: str, context: Context) -> str:
+    """Raises CertificateRefused."""
     with _files(context) as (ca, certificate, key):
         try:
             tls = ssl.create_default_context(cafile=ca)
             tls.load_cert_chain(certificate, key)
             tls.set_alpn_protocols(["h2"])
             with tls.wrap_socket(raw, server_hostname=host) as connection:
-                connection.recv(1)  # in TLS 1.3 the server's verdict on our certificate comes with the first read
-                return "it takes the connection but does not answer; is a leader elected?"
+                # In TLS 1.3 the server's verdict on our certificate comes with the first read: an alert, or the end.
+                if connection.recv(1):
+                    return "it takes the connection but does not answer; is a leader elected?"
+                raise CertificateRefused("it does not accept our certificate; is it from this cluster's CA?")
         except ssl.SSLCertVerificationError as error:
-            return f"its certificate is not from this context's CA ({error.verify_message}): is it another cluster?"
+            why = f"its certificate is not from this context's CA ({error.verify_message}); is it another cluster?"
+            raise CertificateRefused(why) from None
         except ssl.SSLError as error:
-            return f"it refuses our certificate ({error.reason or error}): is it from this cluster's CA?"
+            why = f"it does not accept our certificate ({error.reason or error}); is it from this cluster's CA?"
+            raise CertificateRefused(why) from None
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import click
 from shoal.deploy.cli.failures import OK, USAGE, CommandError, Refused
 from shoal.deploy.cli.naming import kind_of
 from shoal.deploy.cli.options import Session, all_namespaces_option, with_session
-from shoal.deploy.cli.printers.tables import headings, row_of
 from shoal.deploy.cli.printers.text import table
 
 
@@ -84,6 +83,8 @@ class _Printer:
             if last:
                 print("No events found.", file=sys.stderr)
             return
+        from shoal.deploy.cli.printers.tables import headings, row_of
+
         now = time.time()
         rows = [headings("Event", namespace=self._namespace)] if self._header else []
         self._header = False

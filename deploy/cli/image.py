@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shoal.deploy.cli.failures import FAILED, OK
+from shoal.deploy.cli.failures import FAILED, OK, USAGE, CommandError
 from shoal.deploy.cli.options import Session, with_session
 from shoal.deploy.cli.printers.text import clean
 
@@ -23,22 +23,21 @@ def command() -> None:
 
 @command.command("load")
 @with_session
-@click.argument("archive", metavar="FILE|-")
+@click.argument("archives", nargs=-1, required=True, metavar="FILE...|-")
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only there (else on every ready node).")
 @click.option("--name", default="", metavar="IMAGE", help="For an archive that carries no name.")
-def load(session: Session, archive: str, nodes: tuple[str, ...], name: str) -> int:
-    """Load a docker or OCI archive onto the nodes."""
+def load(session: Session, archives: tuple[str, ...], nodes: tuple[str, ...], name: str) -> int:
+    """Load docker or OCI archives onto the nodes."""
     from shoal.proto.v1 import cluster_pb2 as c
 
-    chunks = _chunks(archive)
-    first = next(chunks, b"")  # a file that cannot be read is told before anything is asked
+    if name and len(archives) > 1:
+        raise CommandError("--name is for a single archive", USAGE)
+    for archive in archives:
+        if archive != "-":
+            with open(archive, "rb"):  # what cannot be read is told before anything is sent
+                pass
     start = c.LoadImageStart(nodes=nodes, name=name)
-    return _follow(session.client.load_image(start, _together(first, chunks)))
-
-
-def _together(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+    return max(_follow(session.client.load_image(start, _chunks(archive))) for archive in archives)
 
 
 def _chunks(archive: str) -> Iterator[bytes]:

@@ -239,11 +239,11 @@ def test_b39_a_graceful_end_saves_signals_waits_kills_frees_and_reports() -> Non
     driver.settle()
     out = driver.exit(137, signal=9)
     assert kinds(out) == ["Save", "Publish"]
-    assert driver.status.phase == "Failed" and driver.statuses[-1][1] is False
+    assert driver.status.phase == "Failed" and not driver.ended
     assert kinds(driver.done(i.Save)) == ["Detach"]
     assert kinds(driver.done(i.Detach)) == ["RemoveSandbox"]
     assert kinds(driver.done(i.RemoveSandbox)) == ["Publish"]
-    assert driver.statuses[-1][1] is True
+    assert driver.ended
     assert driver.send(i.Removed()) == [i.Forget()]
     assert driver.send(i.ImagesChanged()) == []
 
@@ -257,6 +257,19 @@ def test_a_process_that_survives_kill_is_killed_again() -> None:
     driver.pass_time(5.1)
     driver.settle()
     assert driver.count(i.Signal) == kills + 1
+
+
+def test_nothing_is_freed_under_a_step_in_flight() -> None:
+    for kind in (i.EnsureSandbox, i.Attach, i.HoldImage, i.Start):
+        driver = Driver()
+        driver.begin()
+        driver.settle(keep=lambda step, k=kind: isinstance(step, k))  # type: ignore[misc]
+        driver.send(i.Assigned(deleted(driver.machine.pod)))
+        driver.settle(keep=lambda step, k=kind: isinstance(step, k))  # type: ignore[misc]
+        assert driver.count(i.Detach) == 0 and driver.count(i.RemoveSandbox) == 0
+        driver.failed(kind, "NetworkNotReady")
+        driver.settle()
+        assert driver.ended
 
 
 def test_a_signal_that_did_not_arrive_is_sent_again() -> None:

@@ -262,6 +262,17 @@ async def test_without_a_valid_lease_nothing_is_written_and_callers_are_told() -
         assert [p.metadata.name for p in store.view.all("Pod")] == ["c"]
 
 
+async def test_a_lease_that_runs_out_while_a_change_waits_stops_it() -> None:
+    async with leading(MemoryEtcd()) as (store, port, term):
+        before = port.server.revision
+        waiting = asyncio.create_task(store.write([Create(pod("a"))]))
+        asyncio.get_running_loop().call_soon(setattr, term, "valid_until", 0.0)
+        with pytest.raises(Unavailable) as caught:
+            await waiting
+        assert caught.value.outcome == "none"
+        assert port.server.revision == before
+
+
 async def test_a_cancelled_call_that_was_not_sent_is_not_done() -> None:
     async with leading(MemoryEtcd(), Faults(delay=(0.01, 0.01))) as (store, _, _):
         first = asyncio.create_task(store.write([Create(pod("a"))]))
