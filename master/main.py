@@ -27,6 +27,7 @@ from shoal.master.metrics import MasterCollector, Meters, StateCollector
 from shoal.master.model import NotLeader
 from shoal.master.store.etcd import Etcd, Tls
 from shoal.master.store.etcd_lease import ThreadRenewer
+from shoal.master.store.metered import Metered
 
 log = logging.getLogger("shoal.master")
 
@@ -98,7 +99,8 @@ class Front:
 async def run(config: Config, secrets: Secrets) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError when an address cannot be listened on."""
     registry = CollectorRegistry()
-    port = Etcd(config.etcd_endpoints, secrets.etcd)
+    meters = Meters(registry)
+    port = Metered(Etcd(config.etcd_endpoints, secrets.etcd), meters.etcd)
     master = Master(
         Settings(
             config.name,
@@ -111,7 +113,7 @@ async def run(config: Config, secrets: Secrets) -> None:
         time.time,
         boot_time,
         random.SystemRandom(),
-        Meters(registry),
+        meters,
         _loaded,
     )
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
