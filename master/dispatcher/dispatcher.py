@@ -83,6 +83,7 @@ class Dispatcher:
         self._started = self._clock()
         self._changes = store.subscribe({"Pod", "Node"})  # from here on nothing is missed
         self._fed = store.view.revision
+        self.table = nodes.Table(n for n in store.view.all("Node") if isinstance(n, o.Node))
         self._leader_hint = ""
         self._stopped = False
         self._held_back = False
@@ -159,9 +160,8 @@ class Dispatcher:
                     self._end_for(session, new)
                 elif session is not None:
                     session.dirty.add_pod(uid, event.revision)
-        elif isinstance(old, o.Node) or isinstance(new, o.Node):
-            node_old, node_new = (m if isinstance(m, o.Node) else None for m in (old, new))
-            self._tell_node(event, node_old, node_new)
+        elif event.key.kind == "Node":
+            self._tell_node(event, new if isinstance(new, o.Node) else None)
 
     def _end_for(self, session: Session, pod: Object | None) -> None:
         """Says for the agent that a deleted pod, of which it holds nothing, has ended."""
@@ -170,14 +170,18 @@ class Dispatcher:
             report = s.PodReport(uid=meta.uid, namespace=meta.namespace, name=meta.name, status=pod.status, ended=True)
             self._writer.submit_for(session, report)
 
-    def _tell_node(self, event: Event, old: o.Node | None, new: o.Node | None) -> None:
-        if new is None and (session := self._sessions.get(event.key.name)) is not None:
-            log.info("node %s was deleted: its session ends", event.key.name)
+    def _tell_node(self, event: Event, new: o.Node | None) -> None:
+        name = event.key.name
+        if new is None and (session := self._sessions.get(name)) is not None:
+            log.info("node %s was deleted: its session ends", name)
             session.close()
-        if old is not None and new is not None and nodes.table_entry(old) == nodes.table_entry(new):
-            return
+        changed = self.table.drop(name) if new is None else self.table.put(new)
+        if changed:
+            self._spread(name, event.revision)
+
+    def _spread(self, node: str, revision: int) -> None:
         for session in self._sessions.values():
-            session.dirty.add_node(event.key.name, event.revision)
+            session.dirty.add_node(node, revision)
 
     def held_back(self) -> None:
         """A session has something to say that needs a valid leadership."""

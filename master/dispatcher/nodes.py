@@ -123,3 +123,33 @@ def table_entry(node: o.Node) -> s.NodeAddressRange:
 def timestamp(now: float) -> o.Time:
     """Whole seconds, as Kubernetes writes them."""
     return o.Time(seconds=int(now))
+
+
+class Table:
+    """Every node's entry, made once and shared by all sessions: each COMPLETE carries the whole table."""
+
+    def __init__(self, found: Iterable[o.Node]) -> None:
+        self._entries = {node.metadata.name: table_entry(node) for node in found}
+        self._ordered: list[s.NodeAddressRange] | None = None
+
+    def put(self, node: o.Node) -> bool:
+        """True when its entry is new or another one now."""
+        entry = table_entry(node)
+        if self._entries.get(entry.name) == entry:
+            return False
+        self._entries[entry.name] = entry
+        self._ordered = None
+        return True
+
+    def drop(self, name: str) -> bool:
+        self._ordered = None
+        return self._entries.pop(name, None) is not None
+
+    def get(self, name: str) -> s.NodeAddressRange | None:
+        return self._entries.get(name)
+
+    def ordered(self) -> list[s.NodeAddressRange]:
+        """By name."""
+        if self._ordered is None:
+            self._ordered = [self._entries[name] for name in sorted(self._entries)]
+        return self._ordered

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.master.dispatcher import assignments
+from shoal.master.dispatcher.nodes import Table
 from shoal.master.model import View
 from shoal.master.ports import Authority, Stream, StreamClosed
 from shoal.proto.v1 import session_pb2 as s
@@ -25,6 +26,8 @@ class Feed(Protocol):
 
     @property
     def view(self) -> View: ...
+    @property
+    def table(self) -> Table: ...
     @property
     def fed(self) -> int: ...
     @property
@@ -162,16 +165,16 @@ class Session:
         return self._next_assignment()
 
     def _next_assignment(self) -> s.Down | None:
-        view, fed, epoch = self._feed.view, self._feed.fed, self._feed.authority.epoch
+        view, table, fed = self._feed.view, self._feed.table, self._feed.fed
         if self._complete_due:
             self._complete_due = False
             self.dirty.clear()
-            self._position = s.Position(epoch=epoch, revision=fed)
-            self._parts.extend(assignments.complete(view, self.peer.node, self._position, self.over))
+            self._position = s.Position(epoch=self._feed.authority.epoch, revision=fed)
+            self._parts.extend(assignments.complete(view, table, self.peer.node, self._position, self.over))
         if self._parts:
             return s.Down(assignments=self._parts.popleft())
         if self.dirty:
-            message = assignments.increment(view, self.peer.node, self.dirty, fed, epoch, self._position)
+            message = assignments.increment(view, table, self.peer.node, self.dirty, fed, self._position)
             self._position = message.results_in
             return s.Down(assignments=message)
         return None
