@@ -103,6 +103,7 @@ def check_metrics(text: str) -> None:
         'apiserver_request_total{code="OK",verb="Create"} 1.0',
         'leader_election_master_status{name="master-0"} 1.0',
         "shoal_agent_sessions 1.0",
+        'etcd_request_duration_seconds_count{operation="txn"}',
         "scheduler_schedule_attempts_total",
         "scheduler_pending_pods",
     ):
