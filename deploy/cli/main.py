@@ -12,6 +12,7 @@ from importlib import import_module
 
 import click
 
+from shoal import __version__
 from shoal.deploy.cli.failures import FAILED, INTERRUPTED, OK, USAGE, CommandError
 
 # verb -> what it does; the module of the same name is imported when the verb is used
@@ -74,6 +75,7 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
+@click.version_option(__version__, prog_name="shoal")
 @click.group(cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Shoal: a multi-node cluster scheduler."""
