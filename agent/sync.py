@@ -33,6 +33,7 @@ class Sync:
         self._network = network
         self._now = now
         self._record = ClusterRecord()
+        self._judged = False
         self._orphans: dict[str, Found] = {}  # what the node holds without a record, until a COMPLETE judges it
 
     @property
@@ -114,7 +115,7 @@ class Sync:
         for uid in (*gone, *change.removed_pods):
             self._worker.post(uid, i.Removed())
         if change.complete:
-            self._judge_orphans()
+            await self._judge_orphans()
         nodes = {} if change.complete else dict(self._record.nodes)
         nodes.update(change.nodes)
         for name in change.removed_nodes:
@@ -131,11 +132,17 @@ class Sync:
         record = PodRecord(uid, pod.SerializeToString(deterministic=True), self._now())
         self._worker.add(record, self._orphans.pop(uid, None))
 
-    def _judge_orphans(self) -> None:
+    async def _judge_orphans(self) -> None:
+        """What the node holds without a record: of pods that ran, and images of those that an agent died before."""
         for uid in self._orphans:
             log.warning("pod %s runs here but is not assigned to this node: it is stopped", uid)
             self._worker.purge(uid)
-        self._orphans = {}
+        holders = await self._ports.images.holders() if not self._judged else ()
+        for uid in (
+            {holder.partition("/")[0] for holder in holders} - self._worker.machines.keys() - self._orphans.keys()
+        ):
+            self._worker.purge(uid)
+        self._orphans, self._judged = {}, True
 
     async def _save(self) -> None:
         """A record that cannot be saved costs nothing: after a restart a COMPLETE says it all again."""
