@@ -10,10 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shoal.deploy.devcluster import leftovers
+from shoal.deploy.devcluster.plan import DATA_ROOT
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "deploy/examples"
 IMAGES = ROOT / ".cache/demo-images"
+BEFORE = ROOT / ".cache/before-demo.json"  # what was on the machine before the cluster came
 SHOAL = Path(sys.executable).with_name("shoal")
+PLAN = DATA_ROOT / "dev/cluster.json"
 WAIT = "180s"
 FETCH_TRIES = 20
 
@@ -85,6 +90,8 @@ def use_it() -> None:
 
 
 def up(options: argparse.Namespace) -> None:
+    if not PLAN.exists():
+        leftovers.save(leftovers.listing(), BEFORE)
     say("1. A cluster of real processes: etcd, a master, three nodes")
     show("up", "--nodes", str(options.nodes))
     say("2. Images, made from Debian's packages, onto every node")
@@ -119,6 +126,20 @@ def up(options: argparse.Namespace) -> None:
         print(f"    {command} {line}")
 
 
+def down() -> None:
+    """Takes the cluster away and looks whether the machine is as it was."""
+    show("down")
+    before = leftovers.load(BEFORE)
+    if before is None:
+        return
+    extra = leftovers.wait_clean(before)
+    if extra:
+        lines = "\n".join(f"    {kind}: {item}" for kind, items in extra.items() for item in items)
+        raise DemoFailed(f"this is here now and was not before `make demo`:\n{lines}")
+    BEFORE.unlink()
+    print("nothing is left: processes, mounts, namespaces, cgroups, links and tables are as before `make demo`")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m shoal.deploy.demo", description=__doc__)
     parser.add_argument("verb", choices=("up", "down"))
@@ -128,7 +149,7 @@ def main() -> int:
         if options.verb == "up":
             up(options)
         else:
-            show("down")
+            down()
     except (DemoFailed, subprocess.CalledProcessError) as fault:
         print(f"demo: {fault}", file=sys.stderr)
         return 1
