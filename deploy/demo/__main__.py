@@ -14,8 +14,8 @@ from shoal.deploy.devcluster import leftovers
 from shoal.deploy.devcluster.plan import DATA_ROOT
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "deploy/examples"
-IMAGES = ROOT / ".cache/demo-images"
+EXAMPLES = Path("deploy/examples")  # all commands run in ROOT
+IMAGES = Path(".cache/demo-images")
 BEFORE = ROOT / ".cache/before-demo.json"  # what was on the machine before the cluster came
 SHOAL = Path(sys.executable).with_name("shoal")
 PLAN = DATA_ROOT / "dev/cluster.json"
@@ -35,7 +35,7 @@ def shoal(*arguments: str, quiet: bool = False, check: bool = True) -> str:
     """Runs the command; shows what a person would type and see, unless quiet. Returns its output."""
     if not quiet:
         print(f"$ shoal {' '.join(arguments)}", flush=True)
-    done = subprocess.run([str(SHOAL), *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([str(SHOAL), *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if not quiet:
         print(done.stdout, end="", flush=True)
     if check and done.returncode != 0:
@@ -46,7 +46,7 @@ def shoal(*arguments: str, quiet: bool = False, check: bool = True) -> str:
 def show(*arguments: str) -> None:
     """As `shoal`, straight to the terminal, for what shows progress."""
     print(f"$ shoal {' '.join(arguments)}", flush=True)
-    done = subprocess.run([str(SHOAL), *arguments], check=False)
+    done = subprocess.run([str(SHOAL), *arguments], cwd=ROOT, check=False)
     if done.returncode != 0:
         raise DemoFailed(f"`shoal {' '.join(arguments)}` ended with {done.returncode}")
 
@@ -95,8 +95,8 @@ def up(options: argparse.Namespace) -> None:
     say("1. A cluster of real processes: etcd, a master, three nodes")
     show("up", "--nodes", str(options.nodes))
     say("2. Images, made from Debian's packages, onto every node")
-    subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], check=True)
-    show("image", "load", *(str(path) for path in sorted(IMAGES.glob("*.tar"))))
+    subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], cwd=ROOT, check=True)
+    show("image", "load", *(str(IMAGES / path.name) for path in sorted((ROOT / IMAGES).glob("*.tar"))))
     say("3. The application")
     show(
         "apply",
