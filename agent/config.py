@@ -34,7 +34,7 @@ KEYS = {
     "reserved": dict,
     "labels": dict,
     "boot_id": str,
-    "start_spawner": bool,
+    "spawner": str,
     "resolv_conf": str,
     "log_level": str,
 }
@@ -62,7 +62,7 @@ class Config:
     reserved: Reserved = field(default_factory=Reserved)
     labels: Mapping[str, str] = field(default_factory=dict)
     boot_id: str = ""
-    start_spawner: bool = True  # False where a unit of its own starts it
+    spawner: str = "own"  # the agent starts it; "external": a unit of its own does
     resolv_conf: Path = Path("/etc/resolv.conf")
     log_level: str = "INFO"
 
@@ -140,9 +140,14 @@ def _value(name: str, value: Any) -> Any:
             if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
                 raise ValueError(f"{value!r} is not one of DEBUG, INFO, WARNING, ERROR")
             return value.upper()
+        case "spawner":
+            if value not in ("own", "external"):
+                raise ValueError(f"{value!r} is neither own (the agent starts it) nor external (a unit does)")
+            return value
         case "cgroup":
-            if not value.startswith("shoal") or ".." in value.split("/"):
-                raise ValueError(f"{value!r} must be a relative path that begins with 'shoal'")
+            parts = value.split("/")
+            if not parts[0] or ".." in parts or not any(part.startswith("shoal") for part in parts):
+                raise ValueError(f"{value!r} must be a relative path with a part that begins with 'shoal'")
             return value
     return value
 

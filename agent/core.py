@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import shoal
@@ -173,8 +173,8 @@ class Agent:
             finally:
                 first.cancel()
                 await asyncio.gather(first, return_exceptions=True)
-                if isinstance(events, AsyncGenerator):
-                    await events.aclose()
+                if (close := getattr(events, "aclose", None)) is not None:
+                    await close()
             failures += 1
             log.warning("the node's runtime does not answer: %s; containers go on, a new contact is tried", fault)
             self._runtime_changed(fault)
@@ -204,5 +204,8 @@ class Agent:
         """Asks the runtime what the containers use, for the metrics; what it said last stays when it is away."""
         try:
             self.usage = await self._ports.runtime.usage()
-        except RuntimeGone as fault:
-            log.warning("the containers' usage is not known: %s", fault)
+            fault = ""
+        except RuntimeGone as gone:
+            fault = str(gone)
+        if fault != self.reporter.runtime_fault:
+            self._runtime_changed(fault)

@@ -33,6 +33,7 @@ OPTIONS: list[tuple[str, Any]] = [
 FAULTS = (grpc.RpcError, grpc.aio.BaseError, grpc.aio.UsageError, asyncio.InvalidStateError)
 Out = TypeVar("Out")
 In = TypeVar("In")
+T = TypeVar("T")
 
 
 class CertificateFault(Exception):
@@ -61,27 +62,55 @@ def _read(path: Path) -> bytes:
 
 
 class GrpcLink(Generic[Out, In]):
-    """One call as a stream of messages both ways."""
+    """One call as a stream of messages both ways.
+
+    grpc.aio ends the whole call when a read or write is cancelled, so each runs in a task of its own: who waits for it
+    may be cancelled, and the message stays for the next who asks.
+    """
 
     def __init__(self, call: grpc.aio.StreamStreamCall[Out, In]) -> None:
         self._call = call
+        self._reading: asyncio.Task[object] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     async def send(self, message: Out) -> None:
         try:
-            await self._call.write(message)
+            while self._writing is not None:
+                await self._finish_writing(self._writing)
+            self._writing = asyncio.create_task(self._write(message))
+            await self._finish_writing(self._writing)
         except FAULTS as fault:
             raise LinkLost(await self._why(fault)) from fault
 
-    async def receive(self) -> In | None:
+    async def _write(self, message: Out) -> None:
+        await self._call.write(message)
+
+    async def _finish_writing(self, writing: asyncio.Task[None]) -> None:
         try:
-            message = await self._call.read()
+            await _outlive(writing)
+        finally:
+            if writing.done() and self._writing is writing:
+                self._writing = None
+
+    async def receive(self) -> In | None:
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        reading = self._reading
+        try:
+            message = await _outlive(reading)
         except FAULTS as fault:
             raise LinkLost(await self._why(fault)) from fault
+        finally:
+            if reading.done() and self._reading is reading:
+                self._reading = None
         if message is not grpc.aio.EOF:
             return cast("In", message)
         if await self._call.code() == grpc.StatusCode.OK:
             return None
         raise LinkLost(await self._why(None))
+
+    async def _read(self) -> object:
+        return await self._call.read()
 
     async def finish(self) -> None:
         """Says that no more will be sent; what the other side still sends is lost."""
@@ -92,12 +121,22 @@ class GrpcLink(Generic[Out, In]):
 
     async def close(self) -> None:
         self._call.cancel()
+        tasks = [task for task in (self._reading, self._writing) if task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _why(self, fault: BaseException | None) -> str:
         if not self._call.done():
             return str(fault) or type(fault).__name__
         code, details = await self._call.code(), await self._call.details()
         return f"{code.name}: {details}" if details else code.name
+
+
+async def _outlive(task: asyncio.Task[T]) -> T:
+    """The task's result; cancelling the wait leaves the task alone. A call that was cancelled is a lost link."""
+    await asyncio.wait({task})
+    if task.cancelled():
+        raise LinkLost("the call was cancelled")
+    return task.result()
 
 
 class TunnelLink(GrpcLink[s.TunnelFrame, s.TunnelFrame]):
@@ -131,8 +170,8 @@ class GrpcConnector:
 
     async def connect(self, address: str) -> GrpcLink[s.Up, s.Down]:
         await self._drop(address)  # a new session gets a new connection, and a certificate that may be newer
+        # Not waiting for the channel: the call itself then fails with the reason, a refused certificate included.
         channel = self._channel(address)
-        await channel.channel_ready()
         return GrpcLink(_method(channel, SESSION, s.Up.SerializeToString, s.Down.FromString)())
 
     async def tunnel(self, address: str) -> TunnelLink:

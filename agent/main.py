@@ -35,7 +35,8 @@ from shoal.agent.network.linux import LinuxNetwork
 from shoal.agent.runtime import seccomp
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
-from shoal.agent.runtime.settings import Settings, SettingsError
+from shoal.agent.runtime.settings import SettingsError
+from shoal.agent.spawn import settings_of
 from shoal.agent.state import DiskState, StateFault
 
 log = logging.getLogger("shoal.agent")
@@ -167,9 +168,9 @@ async def run_until(agent: Agent, stop: asyncio.Event) -> None:
 
 
 def open_runtime(config: Config) -> Client:
-    data = str(config.data / "runtime")
-    settings = Settings(str(config.run), data, config.cgroup, config.boot_id)
-    return Client(settings, seccomp=seccomp.cached_profile(f"{data}/seccomp"), start_spawner=config.start_spawner)
+    settings = settings_of(config)
+    profile = seccomp.cached_profile(f"{settings.data}/seccomp")
+    return Client(settings, seccomp=profile, start_spawner=config.spawner == "own")
 
 
 async def first_contact(runtime: Client) -> None:

@@ -25,6 +25,7 @@ STATUS_INTERVAL_S = 0.1
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 5.0  # about the time that another master needs to become the leader
 REFUSED_BACKOFF_S = 30.0  # a person has to act: cloned, wrong certificate, wrong version
+TELL_EVERY = 20  # of failures in a row for one reason, one is logged
 MAX_HINTS = 3  # leaders' addresses followed in a row without waiting
 DEFAULT_PERIOD_S = 5.0
 
@@ -108,6 +109,7 @@ class Session:
         self._reported = s.NodeReport()
         self._report_due = False
         self._resync = ""
+        self._last_why, self._told = "", 0
         outbox.wake = self._wake.set
 
     def node_changed(self) -> None:
@@ -142,6 +144,10 @@ class Session:
         return self._rng.uniform(0.0, cap)
 
     def _tell(self, address: str, ended: Ended) -> None:
+        self._told = 0 if ended.why != self._last_why else self._told + 1
+        self._last_why = ended.why
+        if self._told % TELL_EVERY:
+            return  # the same again: a master that is away for an hour does not fill the log
         level = logging.ERROR if ended.refused else logging.WARNING if ended.welcomed else logging.INFO
         log.log(level, "no session with the master at %s: %s", address, ended.why)
 

@@ -3,6 +3,7 @@
 #   setup.sh venv     Python packages into .venv
 #   setup.sh demo     what a development cluster needs of the system
 #   setup.sh test     the same, and what the tests need
+#   setup.sh etcd     etcd alone; prints where its binary is
 # Idempotent. Packages that carry a service (etcd, Prometheus) are unpacked into .tools, never installed, so that
 # nothing gets enabled or started. Elsewhere than on Debian it lists what is missing.
 set -euo pipefail
@@ -43,11 +44,11 @@ unpack() {
     local work
     work=$(mktemp -d)
     chmod 755 "$work"
-    (cd "$work" && apt_try apt-get download -qq "$1" >/dev/null)
+    (cd "$work" && apt_try apt-get -o APT::Sandbox::User=root download -qq "$1" >/dev/null)
     rm -rf "${TOOLS:?}/$1"
     mkdir -p "$TOOLS"
     dpkg -x "$work"/*.deb "$work/unpacked"
-    mv "$work/unpacked" "$TOOLS/$1"
+    mv "$work/unpacked" "$TOOLS/$1" 2>/dev/null || [ -x "$TOOLS/$1/$2" ] # somebody else was faster
     rm -rf "$work"
 }
 
@@ -95,5 +96,9 @@ venv() {
 case "${1:-}" in
     venv) venv ;;
     demo | test) system "$1" ;;
-    *) echo "usage: setup.sh venv|demo|test" >&2; exit 2 ;;
+    etcd)
+        [ -x "$TOOLS/etcd-server/usr/bin/etcd" ] || { command -v apt-get >/dev/null && unpack etcd-server usr/bin/etcd; }
+        [ -x "$TOOLS/etcd-server/usr/bin/etcd" ] && echo "$TOOLS/etcd-server/usr/bin/etcd" || command -v etcd
+        ;;
+    *) echo "usage: setup.sh venv|demo|test|etcd" >&2; exit 2 ;;
 esac

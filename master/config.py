@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from shoal.master.dispatcher.nodes import Ranges
 from shoal.proto.errors import nearest
 
 LISTS = ("listen", "http", "etcd_endpoints")
@@ -22,6 +22,7 @@ NUMBERS = ("heartbeat_ms",)
 REQUIRED = ("name", "listen", "advertise", "ca", "certificate", "key", "etcd_endpoints")
 LOG_FORMATS = ("logfmt", "json")
 LEAST_HEARTBEAT_MS = 50
+DEFAULT_CIDR = "10.244.0.0/16"
 HELP = {
     "name": "this master's name, for logs and metrics",
     "listen": "HOST:PORT to serve on, and nowhere else; may be repeated",
@@ -34,7 +35,7 @@ HELP = {
     "etcd_ca": "file with etcd's certificate authority; without it etcd is spoken to in plain text",
     "etcd_certificate": "file with the certificate for etcd",
     "etcd_key": "file with its key",
-    "cluster_cidr": "addresses of all pods; each node gets a /24 of it",
+    "cluster_cidr": "addresses of all pods; each node gets a /24 of it: a /16 is enough for 256 nodes, a /11 for 8,192",
     "heartbeat_ms": "the least period of agents' heartbeats, in milliseconds",
     "log_format": "logfmt or json",
 }
@@ -59,7 +60,7 @@ class Config:
     etcd_certificate: Path | None = None
     etcd_key: Path | None = None
     http: tuple[str, ...] = ()
-    cluster_cidr: str = "10.244.0.0/16"
+    cluster_cidr: str = DEFAULT_CIDR
     heartbeat_ms: int = 5000
     log_format: str = "logfmt"
     loops: bool = True
@@ -148,9 +149,9 @@ def _together(made: Mapping[str, Any]) -> list[str]:
     if given and len(given) != 3:
         problems.append(f"etcd: TLS needs ca, certificate and key; only {', '.join(given)} given")
     try:
-        ipaddress.IPv4Network(made.get("cluster_cidr", "10.244.0.0/16"))
+        Ranges(made.get("cluster_cidr", DEFAULT_CIDR))
     except ValueError as error:
-        problems.append(f"cluster_cidr: {error}; write it as 10.244.0.0/16")
+        problems.append(f"cluster_cidr: {error}; write it as {DEFAULT_CIDR}")
     return problems
 
 

@@ -167,8 +167,11 @@ class Master:
         retry = 0 if leader else int(RETRY_SECONDS * 1000)
         reject = s.Reject(reason="NotLeader", message=why, leader=leader, retry_after_ms=retry)
         try:
+            # Heard out first: a call that ends before its Hello has come fails there, and the hint is lost
+            async with asyncio.timeout(self.settings.dispatcher.hello_patience):
+                await stream.receive()
             await stream.send(s.Down(reject=reject))
-        except StreamClosed:
+        except (StreamClosed, TimeoutError):
             pass
         stream.close()
 

@@ -8,9 +8,10 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
-from shoal.master.controllers.base import Controller, Outcome
+from shoal.master.controllers.base import Controller, Outcome, Watch
 from shoal.master.model import Change, Create, Event, Fault, Key, NotFound, NotLeader, Record, Unavailable
 from shoal.master.recorder import Recorder
 from shoal.master.stores import StoreFace
@@ -22,6 +23,7 @@ BACKOFF_MAX_SECONDS = 60.0
 BACKOFF_DOUBLINGS = 10
 SETTLE_SECONDS = 1.0  # between attempts to learn what became of creates
 CALLS_PER_CYCLE = 1000  # beyond it the rest waits for the next write
+CHANGES_PER_CYCLE = 5000
 CALLS_PER_BREATH = 64  # then the other loops get a turn
 
 
@@ -83,6 +85,7 @@ class ControllerLoop:
         self._wake = asyncio.Event()
         self._unsure: list[Create] = []
         self._ended = False
+        self.calls = 0  # reconciles since the start
 
     def poke(self, controller: str, key: Key) -> None:
         """Calls the controller for this key at once: something that no watch shows has changed."""
@@ -133,9 +136,16 @@ class ControllerLoop:
         for event in events:
             for controller in self.controllers.values():
                 watch = controller.watches.get(event.key.kind)
-                if watch is not None:
-                    for key in watch(self.store.view, event):
-                        self._add(Item(controller.name, key))
+                for key in self._keys(controller.name, watch, event) if watch else ():
+                    self._add(Item(controller.name, key))
+
+    def _keys(self, name: str, watch: Watch, event: Event) -> Iterable[Key]:
+        try:
+            return list(watch(self.store.view, event))
+        except Exception:
+            # One object that a watch trips over must not blind the controllers to all others.
+            log.exception("%s: its watch failed on %s", name, event.key)
+            return ()
 
     def _add(self, item: Item) -> None:
         self._dirty[item] = None
@@ -178,17 +188,19 @@ class ControllerLoop:
         if self._unsure:
             await self._settle()
             return
-        items = list(self._dirty)[:CALLS_PER_CYCLE]
+        items = list(islice(self._dirty, CALLS_PER_CYCLE))
         self.meter.queue_depth(len(self._dirty))
         works: list[Work] = []
         changes: list[Change] = []
         for number, item in enumerate(items, start=1):
-            del self._dirty[item]
+            if len(changes) >= CHANGES_PER_CYCLE:
+                break
+            self._dirty.pop(item, None)
             outcome = self._call(item)
             if outcome is not None:
                 works.append(Work(item, outcome, len(changes)))
                 changes += outcome.changes
-            if number % CALLS_PER_BREATH == 0 and not changes:
+            if number % CALLS_PER_BREATH == 0:
                 await asyncio.sleep(0)
         if changes:
             results = await self._write(changes, works)
@@ -202,6 +214,7 @@ class ControllerLoop:
 
     def _call(self, item: Item) -> Outcome | None:
         started = asyncio.get_running_loop().time()
+        self.calls += 1
         try:
             outcome = self.controllers[item.controller].reconcile(self.store.view, item.key, self.now())
         except Exception:

@@ -27,9 +27,11 @@ from shoal.master.metrics import MasterCollector, Meters, StateCollector
 from shoal.master.model import NotLeader
 from shoal.master.store.etcd import Etcd, Tls
 from shoal.master.store.etcd_lease import ThreadRenewer
+from shoal.master.store.metered import Metered
 
 log = logging.getLogger("shoal.master")
 
+GC_THRESHOLDS = (10_000, 20, 100)  # objects are freed by their counts; full passes only disturb
 STOP_SECONDS = 1.0  # for calls that are under way when the master ends
 
 
@@ -97,7 +99,8 @@ class Front:
 async def run(config: Config, secrets: Secrets) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError when an address cannot be listened on."""
     registry = CollectorRegistry()
-    port = Etcd(config.etcd_endpoints, secrets.etcd)
+    meters = Meters(registry)
+    port = Metered(Etcd(config.etcd_endpoints, secrets.etcd), meters.etcd)
     master = Master(
         Settings(
             config.name,
@@ -110,7 +113,7 @@ async def run(config: Config, secrets: Secrets) -> None:
         time.time,
         boot_time,
         random.SystemRandom(),
-        Meters(registry),
+        meters,
         _loaded,
     )
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -168,6 +171,7 @@ def _loaded() -> None:
     """The cluster's state lives long: the collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -80,12 +80,22 @@ class Meters:
             buckets=SHORT_SECONDS,
             registry=registry,
         )
+        self._etcd_seconds = Histogram(
+            "etcd_request_duration_seconds",
+            "Time of one call of etcd, with its answer.",
+            ["operation"],
+            buckets=SHORT_SECONDS,
+            registry=registry,
+        )
         self._depth = Gauge("workqueue_depth", "Objects that wait for a controller.", registry=registry)
 
     # ---- the API ----
     def request(self, verb: str, code: str, seconds: float) -> None:
         self._requests.labels(verb, code).inc()
         self._request_seconds.labels(verb).observe(seconds)
+
+    def etcd(self, operation: str, seconds: float) -> None:
+        self._etcd_seconds.labels(operation).observe(seconds)
 
     # ---- the scheduler (scheduling.Meter) ----
     def observe_schedule(self, result: str, pods: int, seconds: float) -> None:

@@ -22,7 +22,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 log = logging.getLogger("shoal.scheduler")
 
-WINDOW = 5000  # pods of one plan
+WINDOW = 2000  # pods of one plan: bounds how long the other loops wait
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 10.0
 BACKOFF_DOUBLINGS = 7

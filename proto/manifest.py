@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from shoal.proto import defaults, known, validation
 from shoal.proto.errors import MAX_PROBLEMS, FieldError, join, nearest, shorten
-from shoal.proto.v1 import objects_pb2 as o
+from shoal.proto.kinds import CLASSES, Object
 from shoal.proto.walker import describe, from_tree
 from shoal.proto.yamltree import Document, YamlError, line_of, read_documents
 
-Object: TypeAlias = o.Namespace | o.Node | o.Pod | o.ReplicaSet | o.Deployment | o.ConfigMap | o.Secret | o.Event
-
-CLASSES: Mapping[str, type[Object]] = {
-    "Namespace": o.Namespace,
-    "Node": o.Node,
-    "Pod": o.Pod,
-    "ReplicaSet": o.ReplicaSet,
-    "Deployment": o.Deployment,
-    "ConfigMap": o.ConfigMap,
-    "Secret": o.Secret,
-    "Event": o.Event,
-}
-assert CLASSES.keys() == known.API_VERSIONS.keys()
 MAX_OBJECTS = 10_000  # per source
 
 

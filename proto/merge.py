@@ -37,11 +37,11 @@ def merge(current: M, last_applied: M | None, new: M) -> M:
     if last_applied is not None:
         last.CopyFrom(last_applied)
     wanted.CopyFrom(new)
-    for message in (last, wanted):
-        if isinstance(message, o.Secret):  # it is stored in this form
-            fold_string_data(message)
     merged = type(current)()
     merged.CopyFrom(current)
+    for message in (last, wanted, merged):
+        if isinstance(message, o.Secret):  # it is stored in this form
+            fold_string_data(message)
     _merge(merged, last, wanted, at_top=True)
     _keep_identity(merged, current)
     return merged

@@ -53,6 +53,7 @@ class _Plan:
 
     def __init__(self, descriptor: Descriptor) -> None:
         self.name = descriptor.name
+        self.descriptor = descriptor
         self.readers: dict[str, _Field] = {}
         self.writers: dict[FieldDescriptor, tuple[str, Callable[[Any], Tree] | None]] = {}
         shown = ALWAYS_SHOWN.get(self.name, frozenset())
@@ -82,7 +83,10 @@ class _Plan:
                 _report(problems, join(path, name), f"not supported yet{advice}")
             return
         meant = nearest(name, [*self.readers, *unsupported])
-        if meant is None:
+        deeper = _place_below(self.descriptor, name) if meant is None else None
+        if deeper is not None:
+            advice = f"it belongs under {join(path, deeper)}"
+        elif meant is None:
             advice = f"known fields are {', '.join(self.readers)}"
         elif meant in unsupported:
             advice = f'did you mean "{meant}"? (That one is not supported yet.)'
@@ -174,6 +178,21 @@ def _map_value(field: FieldDescriptor) -> FieldDescriptor | None:
     """The field of a map's values; None when the field is no map."""
     entry = field.message_type
     return entry.fields_by_name["value"] if entry is not None and entry.GetOptions().map_entry else None
+
+
+def _place_below(descriptor: Descriptor, name: str) -> str | None:
+    """The path, from here, of the message further down that has this field: people leave out a level."""
+    waiting, seen = [(descriptor, "")], set()
+    for current, path in waiting:
+        if path and name in current.fields_by_name:
+            return path
+        for field in current.fields:
+            below = field.message_type
+            if below is None or below.name in _SPECIAL_READERS or below in seen or _map_value(field) is not None:
+                continue
+            seen.add(below)
+            waiting.append((below, join(path, field.name) + ("[]" if field.is_repeated else "")))
+    return None
 
 
 def _report(problems: list[FieldError], path: str, message: str) -> None:

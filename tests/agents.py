@@ -76,6 +76,8 @@ class Driver:
                     pass
                 case _:
                     assert instruction.key not in {step.key for step in self.open}, "a step is given once at a time"
+                    if isinstance(instruction, i.Detach | i.RemoveSandbox):
+                        assert not [s for s in self.open if not isinstance(s, i.Signal | i.Save)], "work is in flight"
                     self.open.append(instruction)
         return out
 
@@ -91,8 +93,8 @@ class Driver:
 
     def _take(self, kind: type[T], index: int) -> i.Step:
         step = [step for step in self.open if isinstance(step, kind)][index]
-        self.open.remove(step)  # type: ignore[arg-type]
-        return step  # type: ignore[return-value]
+        self.open.remove(step)
+        return step
 
     def settle(self, keep: Callable[[i.Step], bool] = lambda step: False) -> None:
         """Answers every open step with success, until none is left but those to `keep` open."""
@@ -132,6 +134,10 @@ class Driver:
     @property
     def status(self) -> o.PodStatus:
         return self.statuses[-1][0]
+
+    @property
+    def ended(self) -> bool:
+        return self.statuses[-1][1]
 
     @property
     def container(self) -> o.ContainerStatus:

@@ -24,14 +24,12 @@ from shoal.proto.v1 import objects_pb2 as o
 
 
 class World:
-    """Committed objects with the View's questions answered by plain scans, and `write` with the Store's rules.
-    `faults` are raised by the next writes: (fault, committed) commits first when `committed` (a lost answer)."""
+    """Committed objects with the View's questions answered by plain scans, and `write` with the Store's rules."""
 
     def __init__(self, objects: Iterable[Object] = ()) -> None:
         self.records: dict[Key, Record] = {}
         self.revision = 1
-        self.faults: list[tuple[Fault, bool]] = []
-        self.writes: list[list[Change]] = []
+        self.events: list[Event] = []  # of all commits, for tests that take them
         self._queues: list[tuple[frozenset[str] | None, asyncio.Queue[tuple[int, list[Event]]]]] = []
         for obj in objects:
             assert not isinstance(self.commit(Create(obj)), Fault)
@@ -75,12 +73,6 @@ class World:
     # ---- Store ----
     async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]:
         await asyncio.sleep(0)
-        self.writes.append(list(changes))
-        if self.faults:
-            fault, committed = self.faults.pop(0)
-            if committed:
-                self.apply(changes)
-            raise fault
         return self.apply(changes)
 
     def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]:
@@ -129,6 +121,7 @@ class World:
         return record
 
     def _tell(self, event: Event) -> None:
+        self.events.append(event)
         for kinds, queue in self._queues:
             if kinds is None or event.key.kind in kinds:
                 queue.put_nowait((event.revision, [event]))

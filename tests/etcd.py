@@ -30,7 +30,7 @@ START_TIMEOUT_S = 30.0
 
 def binary() -> str:
     """The path of etcd, which is fetched first when needed."""
-    fetched = subprocess.run(["bash", str(ROOT / "deploy/fetch-etcd.sh")], capture_output=True, text=True)
+    fetched = subprocess.run(["bash", str(ROOT / "deploy/setup.sh"), "etcd"], capture_output=True, text=True)
     if fetched.returncode:
         raise RuntimeError(f"etcd could not be fetched: {fetched.stderr.strip()}")
     return fetched.stdout.strip()

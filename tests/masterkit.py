@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 
+from prometheus_client import CollectorRegistry
+
+from shoal.master.core import Master, Settings
+from shoal.master.dispatcher.dispatcher import Config
+from shoal.master.election import TaskRenewer
+from shoal.master.metrics import Meters
 from shoal.master.model import (
     KINDS,
     AlreadyExists,
@@ -22,6 +31,7 @@ from shoal.master.model import (
     key_of,
 )
 from shoal.master.ports import StreamClosed
+from shoal.master.store.memory import Faults, Memory, MemoryEtcd
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -190,3 +200,27 @@ async def until(condition: Callable[[], bool], what: str = "the condition") -> N
 
 def unavailable() -> Unavailable:
     return Unavailable("etcd does not answer")
+
+
+@asynccontextmanager
+async def memory_master(
+    server: MemoryEtcd | None = None, *, name: str = "m0", loops: bool = True, faults: Faults | None = None
+) -> AsyncIterator[Master]:
+    """A whole master over the store in memory, leading unless another does."""
+    etcd = server or MemoryEtcd()
+    port = Memory(etcd, faults)
+    clock = asyncio.get_running_loop().time
+    config = Config(heartbeat_period=0.2, hello_patience=1.0, tunnel_patience=1.0)
+    settings = Settings(name, f"{name}.example:7000", config, loops)
+    meters = Meters(CollectorRegistry())
+    master = Master(settings, port, TaskRenewer(port, clock), time.time, clock, random.Random(1), meters)
+    running = asyncio.ensure_future(master.run())
+    try:
+        await until(lambda: master.leading() is not None or bool(master.leader_address()))
+        yield master
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await master.close()
+        if server is None:
+            etcd.close()

@@ -103,6 +103,15 @@ class MasterProcess:
             self._log.close()
         return status
 
+    async def ended(self) -> int:
+        """Waits until it ends by itself; its exit status."""
+        assert self._process is not None
+        async with asyncio.timeout(START_SECONDS):
+            while (status := self._process.poll()) is None:
+                await asyncio.sleep(0.05)
+        self.stop()
+        return status
+
     def cpu_seconds(self) -> float:
         assert self._process is not None
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()

@@ -28,6 +28,7 @@ from shoal.agent.images.streams import (
 )
 
 MAX_MEMBERS = 100_000
+MAX_IMAGES = 256
 MAX_LINKS = 16
 MAX_PATH = 1024  # bytes of a member's path
 _HEX_NAME = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
@@ -89,10 +90,10 @@ class Archive:
 
     def images(self, architecture: str) -> list[Found]:
         """All images for this platform, each named or not. Raises ImageFault."""
-        docker = self._docker() if self._has("manifest.json") else []
         if self._has("index.json"):
-            return self._merge_names(self._layout(architecture), docker)
-        if docker:
+            return self._with_docker_names(self._layout(architecture))
+        if self._has("manifest.json"):
+            docker = self._docker()
             for image in docker:
                 oci.check_platform(image.config, architecture, "the archive")
             return docker
@@ -158,6 +159,8 @@ class Archive:
         for item in oci.parse_index(self._document("index.json"), "index.json"):
             ref = item.annotations.get(oci.FULL_NAME) or item.annotations.get(oci.REF_NAME, "")
             groups.setdefault(ref, []).append(item)
+        if len(groups) > MAX_IMAGES:
+            raise ImageFault("TooLarge", f"index.json lists {len(groups)} images; at most {MAX_IMAGES} are read")
         if not groups:
             raise ImageFault("BadArchive", "index.json lists no image")
         merged: dict[str, Found] = {}
@@ -222,7 +225,10 @@ class Archive:
         return [self._docker_image(image, by_layer) for image in self._docker_list()]
 
     def _docker_list(self) -> list[oci.DockerImage]:
-        return oci.parse_docker_manifest(self._document("manifest.json"), "manifest.json")
+        images = oci.parse_docker_manifest(self._document("manifest.json"), "manifest.json")
+        if len(images) > MAX_IMAGES:
+            raise ImageFault("TooLarge", f"manifest.json lists {len(images)} images; at most {MAX_IMAGES} are read")
+        return images
 
     def _docker_image(self, image: oci.DockerImage, by_layer: dict[str, list[str]]) -> Found:
         document = self._document(image.config)
@@ -246,11 +252,14 @@ class Archive:
         digest.drain()
         return Descriptor(f"{oci.OCI}layer.v1.tar", digest.value, blob.size), blob
 
-    def _merge_names(self, images: list[Found], docker: list[Found]) -> list[Found]:
+    def _with_docker_names(self, images: list[Found]) -> list[Found]:
         """Newer docker save writes both lists; its names stand in manifest.json in full."""
+        if not self._has("manifest.json"):
+            return images
         extra: dict[str, list[str]] = {}
-        for image in docker:
-            extra.setdefault(image.id, []).extend(image.names)
+        for image in self._docker_list():
+            config = digest_of(self._document(image.config))
+            extra.setdefault(config, []).extend(map(names.normalise, image.names))
         return [_renamed(image, [*image.names, *extra.get(image.id, [])]) for image in images]
 
 

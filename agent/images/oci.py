@@ -77,7 +77,12 @@ def parse_index(data: bytes, what: str) -> list[Descriptor]:
 def is_index(descriptor: Descriptor, data: bytes, what: str) -> bool:
     """Index or manifest, by media type, else by content. Anything else is refused."""
     document = _object(data, what)
-    kind = descriptor.media_type or _text(document, "mediaType", what)
+    own = _text(document, "mediaType", what)
+    if own and descriptor.media_type and own != descriptor.media_type:
+        raise _bad(what, f"it calls itself {own!r}, what names it says {descriptor.media_type!r}")
+    if "manifests" in document and "layers" in document:
+        raise _bad(what, "it is both an index and a manifest")
+    kind = descriptor.media_type or own
     if kind in INDEX_TYPES or (not kind and "manifests" in document):
         return True
     if kind in MANIFEST_TYPES or (not kind and "layers" in document):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 class ImageFault(Exception):
     """An image could not be used. `reason` is Kubernetes' word (ErrImageNeverPull, InvalidImageName,
-    ImageInspectError) or one of BadArchive, BadDigest, BadPath, TooLarge, NoSpace, InUse."""
+    ImageInspectError) or one of BadArchive, BadDigest, BadPath, TooLarge, NoSpace, InUse, NotFound."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class Images(Protocol):
         ...
 
     async def remove(self, name: str) -> None:
-        """Takes the name away; layers that nothing needs any more are deleted. Raises ImageFault(InUse)."""
+        """Takes the name away; layers that nothing needs any more are deleted. Raises ImageFault(InUse, NotFound)."""
         ...
 
     async def hold(self, holder: str, name: str) -> Image | None:

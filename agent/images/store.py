@@ -22,7 +22,7 @@ from shoal.agent.images.archive import Archive, Found, LayerSource, named, spool
 from shoal.agent.images.catalog import Catalog, Record
 from shoal.agent.images.disk import Disk, Layer, State
 from shoal.agent.images.port import Image, ImageConfig, ImageFault
-from shoal.agent.images.streams import DEFAULT_BOUNDS, MIB, Bounds, Region, digest_of
+from shoal.agent.images.streams import DEFAULT_BOUNDS, MAGIC_SIZE, MIB, Bounds, Region, digest_of, packing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,7 +30,6 @@ Progress = Callable[[str], None]
 
 THREADS = 3  # one unpacks, the others write and answer
 WRITE_SIZE = MIB
-COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +222,10 @@ class _Load:
         archive = await self._work(self._open_archive)
         found = named(await self._work(archive.images, store._architecture), name)
         async with store._installing:
-            self._pin(layer.chain_id for image in found for layer in image.layers)
-            await self._work(self._unpack, archive, found)
+            async with store._changing:  # no commit under way has decided to drop what is pinned here
+                self._pin(layer.chain_id for image in found for layer in image.layers)
+                known = store._state.layers
+            await self._work(self._unpack, archive, found, known)
             records = [_record(image) for image in found]
             for image in found:
                 store._configs[image.id] = image.config.image
@@ -277,8 +278,8 @@ class _Load:
 
     def _open_archive(self) -> Archive:
         """In a thread. An archive that is packed as a whole is unpacked beside itself first."""
-        head = os.pread(self._file, 4, 0)
-        if any(head.startswith(magic) for magic in COMPRESSED) or not head:
+        head = os.pread(self._file, MAGIC_SIZE, 0)
+        if packing(head) or not head:
             packed, self._file = self._file, os.open(f"{self._folder}/plain", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
             try:
                 region = Region(_reader(packed), 0, os.fstat(packed).st_size, self._stop.is_set)
@@ -293,9 +294,8 @@ class _Load:
         self._pinned = list(chain_ids)
         self._store._pins.update(self._pinned)
 
-    def _unpack(self, archive: Archive, found: Sequence[Found]) -> None:
+    def _unpack(self, archive: Archive, found: Sequence[Found], known: Mapping[str, Layer]) -> None:
         """In a thread: the layers that are not here yet, then everything to the disk."""
-        known = self._store._state.layers
         for image in found:
             self._documents[image.id] = image.document
             lowers: list[str] = []

@@ -147,23 +147,33 @@ class _Source:
 
 
 _UNSUPPORTED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"Rar!": "rar"}
+MAGIC_SIZE = 6
+
+
+def packing(first: bytes) -> str:
+    """How data that begins so is packed: gzip, zstd, a kind that is not read, or "" for not at all."""
+    if first[:2] == b"\x1f\x8b":
+        return "gzip"
+    if first[:4] == b"\x28\xb5\x2f\xfd" or (first[1:4] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
+        return "zstd"
+    return next((kind for magic, kind in _UNSUPPORTED.items() if first.startswith(magic)), "")
 
 
 def unpacker(read: Read, what: str) -> Read:
     """Undoes the compression that the first bytes show, whatever a media type claims."""
     first = b""
-    while len(first) < 6:
+    while len(first) < MAGIC_SIZE:
         more = read(CHUNK)
         if not more:
             break
         first += more
-    if first[:2] == b"\x1f\x8b":
+    kind = packing(first)
+    if kind == "gzip":
         return Gunzip(read, what, first).read
-    if first[:4] == b"\x28\xb5\x2f\xfd" or (first[1:4] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
+    if kind == "zstd":
         return Unzstd(read, what, first).read
-    for magic, kind in _UNSUPPORTED.items():
-        if first.startswith(magic):
-            raise ImageFault("BadArchive", f"{what} is {kind} data: plain tar, gzip and zstd are read")
+    if kind:
+        raise ImageFault("BadArchive", f"{what} is {kind} data: plain tar, gzip and zstd are read")
     return _joined(first, read)
 
 

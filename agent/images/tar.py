@@ -6,8 +6,10 @@ a damaged header for the end, and has expressions that take quadratic time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from shoal.agent.images.port import ImageFault
 from shoal.agent.images.streams import CHUNK, MIB, Read
@@ -17,6 +19,7 @@ MAX_HEADER = MIB  # bytes of one pax header or long name
 MAX_EXTENSIONS = 16  # headers before one entry
 MAX_SEGMENTS = 100_000  # of one sparse file
 MAX_NUMBER = 2**63 - 1
+MAX_MAJOR, MAX_MINOR = 2**12 - 1, 2**20 - 1  # of Linux' device numbers
 NS = 1_000_000_000
 ZEROS = bytes(BLOCK)
 
@@ -33,6 +36,8 @@ _KINDS = {
     b"5": DIR,
     b"6": FIFO,
 }
+# Whole and broken seconds; Python's tarfile writes exponents for times close to 0.
+_TIME = re.compile(rb"-?[0-9]{1,10}(?:\.[0-9]{0,30})?(?:e-[0-9]{1,3})?")
 XATTR = b"SCHILY.xattr."
 _KEPT = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
 
@@ -94,7 +99,7 @@ class Tar:
                     raise self._bad("it ends after an extended header: it was cut off")
                 return None
             kind = header[156:157]
-            size = self._check(header)
+            size = self._first(header) if self.position <= BLOCK else self._check(header)
             if kind in b"LK" and kind:
                 long[kind] = self._extended(size).rstrip(b"\0")
             elif kind in (b"x", b"X", b"g"):
@@ -106,6 +111,14 @@ class Tar:
                 return self._entry(header, kind, pax, xattrs, long)
         raise self._bad(f"over {MAX_EXTENSIONS} extended headers stand before one entry")
 
+    def _first(self, header: bytes) -> int:
+        try:
+            return self._check(header)
+        except ImageFault as fault:
+            if len(header) < BLOCK:
+                raise
+            raise self._bad("it is not a tar archive") from fault
+
     def _check(self, header: bytes) -> int:
         if len(header) < BLOCK:
             raise self._bad("it ends in the middle of a header: it was cut off")
@@ -113,8 +126,6 @@ class Tar:
         plain = header[:148] + b" " * 8 + header[156:]
         total = sum(plain)
         if claimed != total and claimed != total - 256 * sum(byte > 127 for byte in plain):
-            if self.position == BLOCK:
-                raise self._bad("it is not a tar archive")
             raise self._bad("a header's checksum is wrong: it is damaged")
         return self._number(header[124:136], "size")
 
@@ -138,6 +149,10 @@ class Tar:
         if entry.kind in (CHAR, BLOCKDEV):
             entry.major = self._number(header[329:337], "device number")
             entry.minor = self._number(header[337:345], "device number")
+            if entry.major > MAX_MAJOR or entry.minor > MAX_MINOR:
+                raise self._bad(f"the device number of {_shown(name)} is out of range")
+        if b"\0" in name or b"\0" in entry.link:
+            raise self._bad(f"{_shown(name)} has a NUL in its path or link")
         if entry.kind != FILE:
             entry.size = 0 if entry.kind != DIR else entry.size
         if entry.uid > 2**32 - 2 or entry.gid > 2**32 - 2:
@@ -207,7 +222,7 @@ class Tar:
             length = self._decimal(data[at:space], "pax header") if space > 0 else 0
             record = data[space + 1 : at + length]
             key, equals, value = record[:-1].partition(b"=")
-            if not equals or record[-1:] != b"\n" or at + length > len(data):
+            if not equals or b"\0" in key or record[-1:] != b"\n" or at + length > len(data):
                 raise self._bad("a pax header is damaged")
             at += length
             if key.startswith(XATTR):
@@ -237,11 +252,10 @@ class Tar:
     def _mtime(self, pax: dict[bytes, bytes], raw: bytes) -> int:
         if b"mtime" not in pax:
             return min(self._number(raw, "mtime", negative=True), 2**34) * NS
-        whole, _, part = pax[b"mtime"].partition(b".")
-        negative = whole.startswith(b"-")
-        seconds = min(self._decimal(whole.lstrip(b"-") or b"0", "mtime"), 2**34)
-        nanos = self._decimal((part[:9].ljust(9, b"0")) or b"0", "mtime")
-        return -(seconds * NS + nanos) if negative else seconds * NS + nanos
+        text = pax[b"mtime"]
+        if _TIME.fullmatch(text) is None:
+            raise self._bad("a pax header's mtime is not a number in range")
+        return int(Decimal(text.decode()).scaleb(9))
 
     def _number(self, raw: bytes, what: str, negative: bool = False) -> int:
         """Octal digits, or base 256 when the first bit is set (GNU)."""

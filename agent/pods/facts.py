@@ -71,10 +71,11 @@ class ContainerFacts:
 
     @property
     def restarts(self) -> int:
-        """The highest attempt that is known to be on the disk."""
+        """The highest attempt that is known to be on the disk, without those that never started anything."""
         if self.run is None:
             return 0
-        return self.run.attempt if self.run.state != STARTING else max(self.run.attempt - 1, 0)
+        begun = self.run.state != STARTING and not self.run.misconfigured
+        return self.run.attempt if begun else max(self.run.attempt - 1, 0)
 
     @property
     def live(self) -> bool:
@@ -99,6 +100,13 @@ class ContainerFacts:
         self.previous, self.run = self.run, Run(attempt)
         return self.run
 
+    def set_aside(self) -> None:
+        """The current run, which never started anything, is gone from the node: its attempt is free again."""
+        run = self.run
+        if run is not None:
+            self.problem = (run.reason, run.message)
+            self.run, self.previous = self.previous, None
+
     def learn(self, state: ContainerState, now: float) -> bool:
         """Takes in what the runtime says of one run; True when the current run has just ended."""
         attempt = state.id.attempt
@@ -110,6 +118,7 @@ class ContainerFacts:
         was = run.state
         if state.started_at:
             run.begin(state.started_at)
+            self.problem = None
         if state.exit is not None:
             run.end(state.exit)
         elif state.start_error is not None:

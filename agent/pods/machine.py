@@ -206,7 +206,7 @@ class PodMachine:
                 self._stop_saved = self._stop_saved or record.stop_started > 0
                 self._clear_problem("NodeStateNotSaved")
             case i.RemoveContainer(id):
-                self._containers[id.name].older.discard(id.attempt)
+                self._removed_run(self._containers[id.name], id.attempt)
             case i.Detach():
                 self._detached = True
             case i.RemoveSandbox():
@@ -216,6 +216,11 @@ class PodMachine:
             case _:
                 assert_never(step)
         return []
+
+    def _removed_run(self, container: ContainerFacts, attempt: int) -> None:
+        container.older.discard(attempt)
+        if container.run is not None and container.run.attempt == attempt and container.run.misconfigured:
+            container.set_aside()
 
     def _held(self, container: ContainerFacts, image: object) -> None:
         if isinstance(image, Image):
@@ -230,6 +235,7 @@ class PodMachine:
         self._busy.discard(key)
         if isinstance(step, i.Start) and not event.retryable:
             container = self._containers[step.spec.id.name]
+            container.problem = None
             container.open_run(step.spec.id.attempt).fail(event.reason, event.message, event.exit_code, now)
             return self._rest(container, now)
         if isinstance(step, i.HoldImage) and not event.retryable:
@@ -347,6 +353,8 @@ class PodMachine:
             run.state == RUNNING or (run.state == ENDED and not container.restartable(self._policy))
         ):
             return out
+        if run is not None and run.misconfigured:
+            return out if container.resting else out + self._give(i.RemoveContainer(self._id(container, run.attempt)))
         if container.image is None:
             wanted = i.HoldImage(container.spec.name, container.spec.image, self._holder(container))
             return out if container.unusable else out + self._give(wanted)
@@ -363,7 +371,6 @@ class PodMachine:
             return []
         out = self._give(i.Start(spec))
         if out:
-            container.problem = None
             container.open_run(attempt)
         return out
 

@@ -6,13 +6,14 @@ admin-guide/cgroup-v1 and admin-guide/cgroup-v2. Standard library only.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import time
 from collections.abc import Mapping
 
-from shoal.agent.runtime import syscalls
+from shoal.agent.runtime import devices
 
 CPU_PERIOD_US = 100_000  # quotas are per 100 ms
 MIN_CPU_QUOTA_US = 1000  # the kernel refuses less
@@ -20,22 +21,9 @@ SHARES_MIN, SHARES_MAX = 2, 262_144
 WEIGHT_MAX = 10_000
 KILL_ROUNDS = 100  # of the fallback for kernels without cgroup.kill; a fork bomb needs several
 EMPTY_POLL_S = 0.005  # where cgroup.events cannot be polled
+NO_BPF = (errno.ENOSYS, errno.EINVAL, errno.EPERM)  # no bpf(2), no cgroup programs, or locked down
 V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "devices")
 V2_CONTROLLERS = ("cpu", "memory", "pids")
-# Type, major and minor of what a container may open, as the device list of v1 writes them; any node may be made,
-# since making one gives no access to it.
-ALLOWED_DEVICES = (
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",  # null
-    "c 1:5 rwm",  # zero
-    "c 1:7 rwm",  # full
-    "c 1:8 rwm",  # random
-    "c 1:9 rwm",  # urandom
-    "c 5:0 rwm",  # tty
-    "c 5:2 rwm",  # ptmx
-    "c 136:* rwm",  # pts
-)
 
 
 class CgroupError(Exception):
@@ -98,7 +86,8 @@ class Cgroups:
         raise NotImplementedError
 
     def allow_devices(self, path: str) -> None:
-        """Restricts devices to ALLOWED_DEVICES where the kind has a list; elsewhere containers lack CAP_MKNOD."""
+        """Restricts devices to devices.ALLOWED. A second wall: containers lack CAP_MKNOD and their roots are nodev."""
+        raise NotImplementedError
 
     def entry(self, path: str) -> Entry:
         """Opens the doors, before the fork."""
@@ -243,14 +232,18 @@ class CgroupsV1(Cgroups):
         if "devices" not in self.roots:
             return
         _set(self._file("devices", path, "devices.deny"), "a")
-        for rule in ALLOWED_DEVICES:
+        for rule in devices.v1_rules():
             _set(self._file("devices", path, "devices.allow"), rule)
 
     def entry(self, path: str) -> Entry:
+        """A hybrid's child is born in the v2 cgroup and then joins the v1 ones."""
         entry = Entry(-1, [])
         try:
             for folder in self.folders(path):
-                entry.doors += [os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+                if folder == f"{self.unified}/{path}":
+                    entry.born_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                else:
+                    entry.doors += [os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
         except OSError as error:
             entry.close()
             raise CgroupError(f"cannot open the cgroup {path}: {error.strerror}") from error
@@ -311,6 +304,14 @@ class CgroupsV2(Cgroups):
                 raise CgroupError(f"no limit for {name}: {folder} lacks it; enable its controller for the parent")
             _set(f"{folder}/{name}", defaults.get(name, "max") if value is None else value)
 
+    def allow_devices(self, path: str) -> None:
+        """By a BPF program; a kernel built without them has only the other walls."""
+        try:
+            devices.attach(f"{self.root}/{path}")
+        except OSError as error:
+            if error.errno not in NO_BPF:
+                raise CgroupError(f"cannot restrict the devices of {path}: {error.strerror}") from error
+
     def entry(self, path: str) -> Entry:
         try:
             return Entry(os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), [])
@@ -337,7 +338,7 @@ def hierarchies(mountinfo: str) -> dict[str, str]:
         fields, tail = left.split(" "), right.split(" ")
         if len(fields) < 5 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
             continue
-        names = [""] if tail[0] == "cgroup2" else tail[2].split(",")
+        names = [""] if tail[0] == "cgroup2" else sorted(set(tail[2].split(",")) - {"rw", "ro"})
         for name in names:
             if name not in found or (fields[3] == "/" and name not in whole):
                 found[name] = _unescape(fields[4])
@@ -366,11 +367,6 @@ def shares_to_weight(shares: int) -> int:
     """cpu.shares 2..262144 as cpu.weight 1..10000, the mapping that Kubernetes uses too."""
     bounded = min(max(shares, SHARES_MIN), SHARES_MAX)
     return 1 + (bounded - SHARES_MIN) * (WEIGHT_MAX - 1) // (SHARES_MAX - SHARES_MIN)
-
-
-def is_cgroup_file(fd: int) -> bool:
-    """Whether a descriptor really lies in a cgroup file system."""
-    return syscalls.filesystem_type(fd) in (syscalls.CGROUP_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC)
 
 
 def _prefixes(path: str) -> list[str]:

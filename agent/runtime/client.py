@@ -126,6 +126,8 @@ class Client:
                 self.problem = "the spawner closed the connection"
             except (OSError, RuntimeFault) as fault:
                 self.problem = str(fault)
+            except (KeyError, TypeError, ValueError) as fault:
+                self.problem = f"the spawner speaks another protocol: {fault!r}"
             self._disconnect(self.problem)
             await asyncio.sleep(wait)
             wait = min(wait * 2, RETRY_LONGEST)
@@ -143,9 +145,9 @@ class Client:
         self._lost.clear()
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._receive)
         found, _ = await self._exchange("ping")
-        theirs = Settings(**found["settings"])
-        if (theirs.data, theirs.cgroup_root) != (self.settings.data, self.settings.cgroup_root):
-            raise RuntimeFault(f"the spawner at {path} serves {theirs.data} and {theirs.cgroup_root}, not this node")
+        theirs = found["settings"]["data"], found["settings"]["cgroup_root"]
+        if theirs != (self.settings.data, self.settings.cgroup_root):
+            raise RuntimeFault(f"the spawner at {path} serves {theirs[0]} and {theirs[1]}, not this node's folders")
         await self._exchange("subscribe")
         await self._exchange("ready")
         await self._tell_missed()
@@ -300,9 +302,11 @@ class Client:
 
     async def remove_container(self, id: ContainerID) -> None:
         await self._call("remove", pod=id.pod_uid, run=_run(id))
+        self._exits = {known for known in self._exits or () if known != id}
 
     async def remove_sandbox(self, pod_uid: str) -> None:
         await self._call("remove_sandbox", pod=pod_uid)
+        self._exits = {known for known in self._exits or () if known.pod_uid != pod_uid}
 
     async def sandboxes(self) -> Sequence[Sandbox]:
         await self._call("ready")

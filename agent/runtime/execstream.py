@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import json
 import os
 import select
 import signal
@@ -106,9 +105,9 @@ class PipeStream:
                 continue
             text += piece
             if not piece:
-                if not text:
-                    raise RuntimeGone("the exit code of the command is lost: its supervisor ended")
-                self._code = int(json.loads(text))
+                raise RuntimeGone("the exit code of the command is lost: its supervisor ended")
+            if text.endswith(b"\n"):
+                self._code = int(text)
         return self._code
 
     async def close(self) -> None:

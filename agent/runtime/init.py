@@ -254,6 +254,7 @@ def _execute(job: Job) -> None:
     os.write(job.report, READY)
     command = job.argv[0]
     candidates = [command] if b"/" in command else [folder + b"/" + command for folder in job.path]
+    job.env.setdefault(b"HOME", job.identity.home)
     worst = errno.ENOENT
     for candidate in candidates:
         try:

@@ -5,16 +5,18 @@ Called by a single-threaded process (a supervisor), which becomes the parent. St
 
 from __future__ import annotations
 
-import errno
 import os
 import select
-import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from shoal.agent.runtime import caps, init, mounts, namespaces, syscalls, users
-from shoal.agent.runtime.cgroups import CgroupError, Cgroups
+from shoal.agent.runtime import init, mounts, namespaces, syscalls
+from shoal.agent.runtime.cgroups import Cgroups
+from shoal.agent.runtime.explain import LaunchError as LaunchError
+from shoal.agent.runtime.explain import as_launch_error, explain
+from shoal.agent.runtime.prepare import clean, limits, make_job, prepare_work
+from shoal.agent.runtime.trees import delete_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,21 +25,9 @@ if TYPE_CHECKING:
     Spec = Mapping[str, Any]  # the JSON form of port.ContainerSpec
 
 START_TIMEOUT_S = 60.0  # until execve; a slow disk may take its time, a hung one must not hang the supervisor
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_TICKS_FIELD = 22  # of /proc/<pid>/stat, counted from 1
 STAT_FIELDS_BEFORE_COMM_END = 2
-COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, NOT_STARTED = 127, 126, 128
 REMOVE_WAIT_S = 5.0
-
-
-class LaunchError(Exception):
-    """Nothing runs. `reason` is one of port.StartError's; the message says what, where and what to do."""
-
-    def __init__(self, reason: str, message: str, exit_code: int = NOT_STARTED) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.exit_code = exit_code
 
 
 class Launched:
@@ -67,25 +57,27 @@ def launch(
     execve. `work` is this run's folder. Raises LaunchError; then nothing of the run is left."""
     harden_caller()
     path = container_cgroup(spec, cgroups)
-    job = _job(spec, spec["argv"], (stdin, stdout, stderr), seccomp_bpf, terminal)
+    if cgroups.populated(path):
+        raise LaunchError("CreateContainerError", f"this run has been started already: processes live in {path}")
     try:
+        job = make_job(spec, spec["argv"], (stdin, stdout, stderr), seccomp_bpf, terminal)
         files = prepare_work(spec, work)
         job.plan = mounts.container_plan(
             work=os.path.abspath(work),
             layers=len(spec["layers"]),
             files=files,
-            cwd=_clean(spec["cwd"]),
+            cwd=clean(spec["cwd"]),
             read_only_root=bool(spec["read_only_root"]),
             cgroup_views=cgroups.views(path),
         )
         cgroups.create(path)
-        cgroups.limit(path, _limits(spec), group_oom=True)
+        cgroups.limit(path, limits(spec), group_oom=True)
         cgroups.allow_devices(path)
         with _doors(job, cgroups, path), _sandbox(job, sandbox):
             return _start(job, syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS, cgroups, path)
     except BaseException as error:
         _undo(cgroups, path, work)
-        raise _as_launch_error(error) from error
+        raise as_launch_error(error) from error
 
 
 def launch_exec(
@@ -104,20 +96,20 @@ def launch_exec(
     """Starts `argv` inside the running container whose PID 1 is `pid`: its namespaces, cgroup, user, capabilities,
     profile, environment and working folder. Raises LaunchError."""
     harden_caller()
-    job = _job(spec, argv, (stdin, stdout, stderr), seccomp_bpf, terminal)
     path = container_cgroup(spec, cgroups)
     try:
+        job = make_job(spec, argv, (stdin, stdout, stderr), seccomp_bpf, terminal)
         job.target = pidfd
-        job.cwd_step = mounts.WorkingFolder(_clean(spec["cwd"]).strip("/"))
+        job.cwd_step = mounts.WorkingFolder(clean(spec["cwd"]).strip("/"))
         with _container_root(job, pid, pidfd), _doors(job, cgroups, path), _children_in(pidfd):
             return _start(job, 0, cgroups, path)
     except BaseException as error:
-        raise _as_launch_error(error) from error
+        raise as_launch_error(error) from error
 
 
 def cleanup(work: str) -> None:
     """Deletes a run's folders. Its mounts lived in the container's mount namespace and ended with it. Tolerant."""
-    shutil.rmtree(work, ignore_errors=True)
+    delete_tree(work)
 
 
 def container_cgroup(spec: Spec, cgroups: Cgroups) -> str:
@@ -133,90 +125,6 @@ def harden_caller() -> None:
     status = os.stat("/proc/self/exe")
     if status.st_nlink == 0 and status.st_mode & 0o111 and os.readlink("/proc/self/exe").startswith("/memfd:"):
         os.chmod("/proc/self/exe", 0)
-
-
-def prepare_work(spec: Spec, work: str) -> list[tuple[str, str]]:
-    """Makes `work` with links to the layers, a fresh upper and the managed files: (file below `work`, target)."""
-    layers = [os.path.abspath(layer) for layer in spec["layers"]]
-    if not 1 <= len(layers) <= mounts.MAX_LAYERS:
-        text = f"the image has {len(layers)} layers; overlayfs takes 1 to {mounts.MAX_LAYERS}: rebuild the image"
-        raise LaunchError("CreateContainerError", text)
-    for layer in layers:
-        if not os.path.isdir(layer):
-            raise LaunchError("CreateContainerError", f"the image's layer {layer} is missing; load the image again")
-    cleanup(work)  # an upper folder is never used twice
-    for folder in ("l", "upper", "work", "merged", "files"):
-        os.makedirs(f"{work}/{folder}", mode=0o711 if folder == "merged" else 0o700)
-    os.chmod(f"{work}/upper", 0o755)  # the upper's own mode is the root folder's
-    _copy_root_mode(layers[-1], f"{work}/upper")
-    for number, layer in enumerate(layers):
-        os.symlink(layer, f"{work}/l/{number}")
-    return [_write_file(work, number, *item) for number, item in enumerate(sorted(spec["files"].items()))]
-
-
-def _copy_root_mode(top: str, upper: str) -> None:
-    """The root folder a container sees is the upper's: it gets the image's owner and mode."""
-    status = os.stat(top)
-    os.chown(upper, status.st_uid, status.st_gid)
-    os.chmod(upper, status.st_mode & 0o7777)
-
-
-def _write_file(work: str, number: int, target: str, content: str) -> tuple[str, str]:
-    name = f"files/{number}"
-    fd = os.open(f"{work}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content.encode())
-        os.fchmod(fd, 0o644)
-    return name, _clean(target)
-
-
-def _job(
-    spec: Spec, argv: Sequence[str], streams: tuple[int, int, int], seccomp_bpf: bytes, terminal: bool
-) -> init.Job:
-    """The spec as the plain bytes and numbers that the child needs. Raises LaunchError for what cannot be passed."""
-    env = dict(spec["env"])
-    _check(argv, env, spec["user"], seccomp_bpf)
-    folders = env.get("PATH", DEFAULT_PATH).split(":")
-    job = init.Job(
-        argv=[os.fsencode(word) for word in argv],
-        env={os.fsencode(key): os.fsencode(value) for key, value in env.items()},
-        path=[os.fsencode(folder) for folder in folders if folder],
-    )
-    job.user = os.fsencode(spec["user"])
-    job.run_as_user, job.run_as_group = spec["run_as_user"], spec["run_as_group"]
-    job.non_root, job.no_new_privs = bool(spec["run_as_non_root"]), bool(spec["no_new_privs"])
-    try:
-        job.capabilities = caps.after_drop(spec["drop_capabilities"])
-    except caps.UnknownCapability as error:
-        raise LaunchError("CreateContainerConfigError", f"capabilities.drop: {error}") from error
-    job.oom_score_adj = int(_limits(spec).get("oom_score_adj") or 0)
-    job.seccomp, job.streams, job.terminal = seccomp_bpf, streams, terminal
-    return job
-
-
-def _check(argv: Sequence[str], env: Mapping[str, str], user: str, seccomp_bpf: bytes) -> None:
-    if not argv or not argv[0]:
-        raise LaunchError("CreateContainerConfigError", "no command: set command, or use an image with an entrypoint")
-    for name, value in env.items():
-        if not name or "=" in name or "\0" in name + value:
-            text = f"the environment variable {name!r} cannot be passed: names have no '=', nothing has a NUL byte"
-            raise LaunchError("CreateContainerConfigError", text)
-    if any("\0" in word for word in (*argv, user)):
-        raise LaunchError("CreateContainerConfigError", "command, args and user must not contain a NUL byte")
-    if not seccomp_bpf or len(seccomp_bpf) % 8:
-        raise LaunchError("CreateContainerError", "the seccomp profile is empty or damaged; compile it again")
-
-
-def _clean(path: str) -> str:
-    """An absolute, normalised path; "" is the root."""
-    if (path and not path.startswith("/")) or "\0" in path:
-        raise LaunchError("CreateContainerConfigError", f"the path {path!r} in the container must be absolute")
-    return "/" + os.path.normpath("/" + path).lstrip("/")
-
-
-def _limits(spec: Spec) -> Mapping[str, int | None]:
-    limits: Mapping[str, int | None] = spec["limits"]
-    return limits
 
 
 @contextmanager
@@ -284,7 +192,7 @@ def _start(job: init.Job, flags: int, cgroups: Cgroups, path: str) -> Launched:
     try:
         report = _read_report(reader)
         if report != init.READY:
-            raise _explain(job, report, cgroups, path)
+            raise explain(job, report, cgroups, path)
         return Launched(pid, pidfd, start_ticks(pid))
     except BaseException:
         _end(pidfd)
@@ -344,60 +252,3 @@ def _undo(cgroups: Cgroups, path: str, work: str) -> None:
     cgroups.wait_empty(path, REMOVE_WAIT_S)
     cgroups.remove(path)
     cleanup(work)
-
-
-def _as_launch_error(error: BaseException) -> BaseException:
-    if isinstance(error, CgroupError):
-        return LaunchError("CreateContainerError", str(error))
-    if isinstance(error, OSError):
-        place = f" {error.filename}" if error.filename else ""
-        return LaunchError("CreateContainerError", f"cannot prepare the container:{place}: {error.strerror}")
-    return error
-
-
-def _explain(job: init.Job, report: bytes, cgroups: Cgroups, path: str) -> LaunchError:
-    """The child's numbers as an error for people."""
-    record = report.removeprefix(init.READY)
-    if len(record) != init.RECORD.size:
-        if cgroups.oom_kills(path):
-            text = "the memory limit is too small even to start the command (OOM); raise resources.limits.memory"
-            return LaunchError("StartError", text)
-        return LaunchError("StartError", "the process was killed before it could run the command")
-    stage, detail, number = init.RECORD.unpack(record)
-    if stage == init.EXECUTE:
-        return _explain_execute(job, detail, number)
-    if stage == init.USER and detail:
-        return LaunchError("CreateContainerConfigError", _explain_user(job, detail))
-    what = init.STAGE_NAMES.get(stage, f"stage {stage}")
-    if stage == init.MOUNTS and detail < len(job.plan):
-        what = job.plan[detail].describe()
-    elif stage == init.USER and job.cwd_step is not None:
-        what = job.cwd_step.describe()
-    why = os.strerror(number) if number else "internal error"
-    return LaunchError("CreateContainerError", f"cannot {what}: {why}")
-
-
-def _explain_user(job: init.Job, code: int) -> str:
-    user = os.fsdecode(job.user)
-    return {
-        users.NO_USER: f"the image's /etc/passwd has no user {user!r}; use a number in runAsUser",
-        users.NO_GROUP: f"the image's /etc/group has no group for {user!r}; use a number in runAsGroup",
-        users.BAD_ID: f"the id of user {user!r} is not a number from 0 to {users.MAX_ID}",
-        users.IS_ROOT: "runAsNonRoot is set, but the container would run as root (uid 0); set runAsUser",
-    }.get(code, f"the user {user!r} cannot be used")
-
-
-def _explain_execute(job: init.Job, detail: int, number: int) -> LaunchError:
-    command = os.fsdecode(job.argv[0])
-    if number == errno.E2BIG:
-        text = "command, args and environment together are too long for the kernel; shorten them"
-        return LaunchError("ContainerCannotRun", text, COMMAND_NOT_EXECUTABLE)
-    if number == errno.ENOENT and detail == init.NO_INTERPRETER:
-        text = f"{command}: the program is in the image, but its interpreter or loader is not (see its first line)"
-        return LaunchError("ContainerCannotRun", text, COMMAND_NOT_FOUND)
-    if number == errno.ENOENT:
-        where = "" if "/" in command else " in any folder of PATH (" + os.fsdecode(b":".join(job.path)) + ")"
-        text = f"{command}: command not found in the image{where}; check command and args"
-        return LaunchError("ContainerCannotRun", text, COMMAND_NOT_FOUND)
-    why = "no known program format (a script needs a #! line)" if number == errno.ENOEXEC else os.strerror(number)
-    return LaunchError("ContainerCannotRun", f"{command}: cannot be executed: {why}", COMMAND_NOT_EXECUTABLE)

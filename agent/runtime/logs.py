@@ -35,12 +35,12 @@ class Stamper:
         if self.pending:
             data, self.pending = self.pending + data, b""
         end = data.rfind(b"\n") + 1
-        pieces = self._lines(data[:end], stamp) if end else []
+        parts = self._lines(data, end, stamp)
         while len(data) - end > MAX_PIECE:
-            pieces.append(self._mark(stamp, b"P") + data[end : end + MAX_PIECE] + b"\n")
+            parts += [self._mark(stamp, b"P"), data[end : end + MAX_PIECE], b"\n"]
             end += MAX_PIECE
         self.pending = data[end:]
-        return b"".join(pieces)
+        return b"".join(parts)
 
     def flush(self, stamp: bytes, *, final: bool) -> bytes:
         """What is left without a line's end: whole at the end of the stream (`final`), else as a piece."""
@@ -50,30 +50,31 @@ class Stamper:
     def _mark(self, stamp: bytes, tag: bytes) -> bytes:
         return b"%s %s %s " % (stamp, self._name, tag)
 
-    def _lines(self, data: bytes, stamp: bytes) -> list[bytes]:
-        """`data` ends with a newline. Looks only for lines over MAX_PIECE; everything between is one replace."""
-        pieces, start, at = [], 0, 0
-        while len(data) - at > MAX_PIECE + 1:
+    def _lines(self, data: bytes, end: int, stamp: bytes) -> list[bytes]:
+        """The parts of data[:end], which ends with a newline. Looks only for lines over MAX_PIECE; what lies between
+        them is one replace: copies are what a flood of output costs."""
+        parts: list[bytes] = []
+        start = at = 0
+        while end - at > MAX_PIECE + 1:
             newline = data.rfind(b"\n", at, at + MAX_PIECE + 1)
             if newline >= 0:
                 at = newline + 1
                 continue
-            pieces += [self._whole(data[start:at], stamp), self._mark(stamp, b"P") + data[at : at + MAX_PIECE] + b"\n"]
+            parts += self._whole(data[start : at - 1], stamp) if at > start else []
+            parts += [self._mark(stamp, b"P"), data[at : at + MAX_PIECE], b"\n"]
             start = at = at + MAX_PIECE
-        pieces.append(self._whole(data[start:], stamp))
-        return pieces
+        return parts + (self._whole(data[start : end - 1], stamp) if end > start else [])
 
-    def _whole(self, data: bytes, stamp: bytes) -> bytes:
-        if not data:
-            return b""
+    def _whole(self, lines: bytes, stamp: bytes) -> list[bytes]:
+        """`lines` comes without its last newline."""
         mark = self._mark(stamp, b"F")
-        return mark + data[:-1].replace(b"\n", b"\n" + mark) + b"\n"
+        return [mark, lines.replace(b"\n", b"\n" + mark), b"\n"]
 
 
 class LogFile:
-    """Appends whole lines to `path`, rotates it to path.1, path.2, ... and survives a full or missing disk.
+    """Appends whole lines to `path` ("" is nowhere), rotates it to path.1, path.2, ...; survives a full disk.
 
-    `write` and `open` are os.write and os.open, given so that tests can refuse.
+    `write` is os.write, given so that tests can refuse.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class LogFile:
 
     def append(self, lines: bytes, stamp: bytes) -> None:
         """Writes lines or drops and counts them; never raises for the disk's sake, never waits for it."""
-        if not lines:
+        if not lines or not self.path:
             return
         if self.dropped_lines and not self._say_dropped(stamp):
             self._drop(lines)

@@ -56,7 +56,7 @@ class ContainerSpec:
     id: ContainerID
     layers: Sequence[str]
     argv: Sequence[str]
-    env: Mapping[str, str]  # complete: the runtime adds nothing
+    env: Mapping[str, str]  # complete, but for HOME: if it lacks, the runtime takes it from the image's passwd
     cwd: str
     user: str  # "", "uid", "uid:gid", "name" or "name:group", looked up in the image's own passwd and group
     run_as_user: int | None = None  # these win over `user`

@@ -30,7 +30,7 @@ ALLOWED = {
         lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat""",
     "copying and notification": """
         copy_file_range sendfile splice tee vmsplice inotify_add_watch inotify_init inotify_init1 inotify_rm_watch
-        fanotify_mark io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit""",
+        io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit""",
     "memory": """
         brk madvise membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock
         munlockall munmap pkey_alloc pkey_free pkey_mprotect process_mrelease remap_file_pages map_shadow_stack""",
@@ -140,8 +140,8 @@ def cached_profile(folder: str | Path) -> bytes:
         body, digest = data[:-32], data[-32:]
         if body and hashlib.sha256(body).digest() == digest:
             return body
-    except FileNotFoundError:
-        pass
+    except OSError:
+        pass  # none yet; if the folder is at fault, writing says so
     program = compile_profile()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ stay); SIGTERM ends it and leaves the pods alone. wire.py draws what it says. St
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import json
@@ -21,18 +22,21 @@ import traceback
 from dataclasses import dataclass, field
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import records, supervisor, syscalls, wire
+from shoal.agent.runtime import executions, records, supervisor, syscalls, wire
 from shoal.agent.runtime.settings import Settings, SettingsError, load
-from shoal.agent.runtime.supervisor import Kept
+from shoal.agent.runtime.wire import Kept
 
 ATTACH_SECONDS = 0.05  # first pause before a supervisor is looked for again; doubles
-ATTACH_LONGEST = 5.0
+ATTACH_LONGEST = 1.0
 STEADY_SECONDS = 10.0  # after which a supervisor counts as healthy
 READY_SECONDS = 10.0  # how long "ready" waits for supervisors
 SWEEP_SECONDS = 60.0  # before what could not be deleted is tried again
 MAX_ORPHANS = 1024  # wait statuses of processes that nobody has named yet
 OOM_SCORE = "-998"  # of spawner and supervisors; needs CAP_SYS_RESOURCE
 LOG_BYTES = 1024 * 1024
+SIGNALS = (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+HEAP_KEPT = 4 * 1024 * 1024  # bytes of free heap that a supervisor keeps: a flood of output needs them for each read
 MEMFD = "/memfd:shoal-python"
 
 
@@ -54,6 +58,7 @@ class Spawner:
     def __init__(self, settings: Settings, listener: socket.socket, lock: int) -> None:
         self.settings, self.listener, self.lock = settings, listener, lock
         self.cgroups = cgroup_kinds.open_cgroups(settings.cgroup_root)
+        self.node = supervisor.Node(settings, self.cgroups, settings.current_boot())
         self.poller = wire.Poller()
         self.pods: dict[str, Pod] = {}
         self.clients: set[wire.Channel] = set()
@@ -88,8 +93,9 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.wakeup = ours, theirs
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         signal.siginterrupt(signal.SIGCHLD, False)
         self.poller.watch(ours.fileno(), lambda: self._on_signals(ours))
 
@@ -199,7 +205,7 @@ class Spawner:
         """The replacement inherits the duplicates; of all else in this process it keeps nothing."""
         listener = wire.listen(self.settings.socket(pod.uid))
         try:
-            sys.stderr.flush()
+            gc.freeze()
             pid = os.fork()
             if pid == 0:
                 run_child(self, listener, pod)
@@ -334,7 +340,7 @@ class Spawner:
             except OSError as fault:
                 log(f"cannot record the end of {pod.uid}/{name}/{attempt}: {fault}")
         elif pod.link is None:
-            os.write(kept.fds["status"], json.dumps(records.exit_of_status(status, 0)["code"]).encode())
+            executions.write_code(kept.fds["status"], status)
         if pod.link is not None:
             pod.link.send({"op": "reaped", "pid": pid, "status": status})
 
@@ -362,7 +368,7 @@ def run_child(spawner: Spawner, listener: socket.socket, pod: Pod) -> None:
         kept = pod.kept
         held = {fd for entry in kept.values() for fd in entry.fds.values()}
         spawner.abandon({listener.fileno(), *held})
-        code = supervisor.main(spawner.settings, pod.uid, listener, kept)
+        code = supervisor.main(spawner.node, pod.uid, listener, kept)
     except BaseException:
         log(f"supervisor of pod {pod.uid}: {traceback.format_exc()}")
     finally:
@@ -436,6 +442,7 @@ def replace_image(spawner: Spawner) -> None:
     for fd in (spawner.lock, spawner.listener.fileno()):
         os.set_inheritable(fd, True)
     argv = [word for word in sys.orig_argv[1:] if not word.startswith("--state=")]
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the new version handles them
     log("continues as a new version of itself")
     os.execv(sys.executable, [sys.executable, *argv, f"--state={memfd}"])
 
@@ -485,6 +492,10 @@ def harden(settings: Settings) -> None:
             file.write(OOM_SCORE)
     except OSError:
         pass  # without CAP_SYS_RESOURCE
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):  # glibc; else each read maps and unmaps its buffers, at three times the cost
+        allocator.mallopt(M_TRIM_THRESHOLD, HEAP_KEPT)
+        allocator.mallopt(M_MMAP_THRESHOLD, HEAP_KEPT)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0o077)

@@ -8,60 +8,29 @@ what the records tell. wire.py draws what it says to the spawner. Standard libra
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import launch, logs, namespaces, records, wire
+from shoal.agent.runtime import executions, launch, logs, namespaces, records, wire
+from shoal.agent.runtime.executions import Executions
+from shoal.agent.runtime.output import Output
 from shoal.agent.runtime.settings import Settings
 
-READ_SIZE = 256 * 1024  # bytes read from a pipe at once
-PIPE_SIZE = 256 * 1024  # bytes that a container can be ahead of its log
-DRAIN_LIMIT = 64 * 1024 * 1024  # bytes read from an ended container's pipe: someone outside may still write
-FLUSH_SECONDS = 0.2  # a line without end is written as a piece after this silence
 RETRY_SECONDS = 1.0  # when the disk refuses a record
 REAPED_SECONDS = 5.0  # how long the spawner may take to tell an orphan's code
 EMPTY_SECONDS = 10.0  # how long killed processes may take to go
 LOCK_SECONDS = 5.0  # how long a predecessor may take to die
 MAX_ERROR = 2000  # characters of a message that is kept
-STREAMS = ("stdout", "stderr")
-
-
-class Refused(Exception):
-    """The request cannot be done; the message says why."""
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)  # what a request of the wrong shape raises
 
 
 class Busy(Exception):
     """Another supervisor of this pod is alive."""
-
-
-@dataclass(slots=True)
-class Kept:
-    """Duplicates that outlive their owner, held by the spawner. `facts` travel with them."""
-
-    key: str
-    fds: dict[str, int] = field(default_factory=dict)
-    facts: wire.Message = field(default_factory=dict)
-
-    def close(self) -> None:
-        wire.close_all(list(self.fds.values()))
-        self.fds = {}
-
-
-@dataclass(slots=True)
-class Stream:
-    """One stream's way into the log. The write end is ours too: so its read end never ends, and may be reopened."""
-
-    stamper: logs.Stamper
-    read: int
-    write: int
 
 
 @dataclass(slots=True)
@@ -71,8 +40,7 @@ class Live:
     name: str
     attempt: int
     spec: wire.Message
-    log: logs.LogFile
-    streams: dict[str, Stream]
+    output: Output
     pid: int = 0
     pidfd: int = -1
     ticks: int = 0  # /proc/<pid>/stat field 22
@@ -83,34 +51,31 @@ class Live:
 
     @property
     def key(self) -> str:
-        return f"run/{self.name}/{self.attempt}"
+        return run_key(self.name, self.attempt)
 
 
-@dataclass(slots=True)
-class Execution:
-    """A process of `exec`: its exit code goes out on `status`."""
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is the same for all pods of a node, read once by the spawner: each page that a supervisor changes costs."""
 
-    key: str
-    pid: int
-    pidfd: int
-    status: int
-    own: bool = True  # our child
+    settings: Settings
+    cgroups: cgroup_kinds.Cgroups
+    boot: str
 
 
 class Supervisor:
     """The state and the loop. `kept` are the duplicates inherited from a dead predecessor."""
 
-    def __init__(self, settings: Settings, pod: str, listener: socket.socket, kept: dict[str, Kept]) -> None:
-        self.settings, self.pod, self.listener = settings, pod, listener
-        self.cgroups = cgroup_kinds.open_cgroups(settings.cgroup_root)
-        self.boot = settings.current_boot()
+    def __init__(self, node: Node, pod: str, listener: socket.socket, kept: dict[str, wire.Kept]) -> None:
+        self.settings, self.cgroups, self.boot = node.settings, node.cgroups, node.boot
+        self.pod, self.listener = pod, listener
         self.poller = wire.Poller()
         self.link: wire.Channel | None = None  # to the spawner
         self.channels: set[wire.Channel] = set()
         self.live: dict[tuple[str, int], Live] = {}
-        self.executions: dict[str, Execution] = {}
+        self.executions = Executions(self.poller, self._tell)
         self.inherited = kept
-        self.count = 0  # of executions
+        self.untold: list[wire.Message] = []  # exits that were seen while there was no spawner
         self.profiles: dict[str, bytes] = {}
 
     # -- taking up what a predecessor left
@@ -118,17 +83,22 @@ class Supervisor:
     def recover(self) -> None:
         """Resolves every run that the records leave open."""
         for run in records.runs(self.settings.data, self.pod):
-            if run.ended or run.intent is None:
+            kept = self.inherited.get(run_key(run.name, run.attempt))
+            if run.intent is None or (run.ended and kept is None):
                 continue
-            if run.started is None:
+            if run.started is None and kept is not None and "started" in kept.facts:
+                folder = records.run_folder(self.settings.data, self.pod, run.name, run.attempt)
+                records.write(folder, "started", kept.facts["started"])
+                self._adopt(run, kept.facts["started"])
+            elif run.started is None:
                 self._resolve_start(run)
             elif run.started.get("boot") != self.boot:
-                self._write_exit(run.name, run.attempt, records.unknown_exit(time.time()))
+                self._record_unknown(run)
             else:
                 self._adopt(run, run.started)
         for key, kept in self.inherited.items():
-            if key.startswith("exec/"):
-                self._take_execution(kept)
+            if key.startswith(executions.PREFIX):
+                self.executions.adopt(kept)
             elif key not in {live.key for live in self.live.values()}:
                 kept.close()
         self.inherited = {}
@@ -141,10 +111,16 @@ class Supervisor:
         path = self.cgroups.container_path(self.pod, run.name, run.attempt)
         seen = self._clear_cgroup(path)
         if seen:
-            self._write_exit(run.name, run.attempt, records.unknown_exit(time.time()))
+            self._record_unknown(run)
             return
         message = "the supervisor of this pod ended while it started this container; nothing of it had run"
         self._write_start_error(run.name, run.attempt, launch.LaunchError("StartError", message, 128))
+
+    def _record_unknown(self, run: records.Run) -> None:
+        """The end of a run is known, its code is not."""
+        record = records.unknown_exit(time.time())
+        self._write_exit(run.name, run.attempt, record)
+        self._tell_exit(run.name, run.attempt, record)
 
     def _clear_cgroup(self, path: str) -> bool:
         """Kills and removes a cgroup; whether a process had been in it. Raises Refused when processes do not die."""
@@ -157,20 +133,17 @@ class Supervisor:
             if self.cgroups.remove(path):
                 return seen
             if time.monotonic() > deadline:
-                raise Refused(f"processes in the cgroup {path} do not end although they were killed")
+                raise wire.Refused(f"processes in the cgroup {path} do not end although they were killed")
             time.sleep(0.005)
 
     def _adopt(self, run: records.Run, started: records.Record) -> None:
         """Takes up a started container, with the duplicates when the spawner had them."""
         spec = (run.intent or {}).get("spec", {})
         pid, ticks = int(started["pid"]), int(started["start_ticks"])
-        live = Live(run.name, run.attempt, spec, self._log(spec), {}, pid, own=False)
-        live.ticks, live.at, live.told = ticks, started["at"], records.parent_of(pid) in (0, os.getppid())
-        kept = self.inherited.get(live.key, Kept(live.key))
-        for stream in STREAMS:
-            pipe = self._reopen_pipe(kept, stream, pid, started.get("pipes", {}))
-            if pipe is not None:
-                live.streams[stream] = pipe
+        live = Live(run.name, run.attempt, spec, Output(self.poller, spec), pid, own=False)
+        live.ticks, live.at, live.told = ticks, started["at"], self._is_told(live.key, pid)
+        kept = self.inherited.get(live.key, wire.Kept(live.key))
+        live.output.adopt(kept.fds, pid, started.get("pipes", {}))
         self.live[run.name, run.attempt] = live
         live.pidfd = kept.fds.get("pidfd", -1)
         if live.pidfd < 0 and records.start_ticks(pid) == ticks:
@@ -180,34 +153,9 @@ class Supervisor:
                 pass
         self._watch(live)
 
-    def _reopen_pipe(self, kept: Kept, stream: str, pid: int, pipes: Mapping[str, str]) -> Stream | None:
-        """The pipe from the duplicates, else through the container's own descriptor if it is still that pipe."""
-        if f"{stream}_read" in kept.fds:
-            return Stream(logs.Stamper(stream), kept.fds[f"{stream}_read"], kept.fds[f"{stream}_write"])
-        path = f"/proc/{pid}/fd/{STREAMS.index(stream) + 1}"
-        opened: list[int] = []
-        try:
-            if os.readlink(path) != pipes.get(stream, "none"):
-                return None
-            opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-            opened.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-            if os.readlink(f"/proc/self/fd/{opened[0]}") == pipes.get(stream):
-                return Stream(logs.Stamper(stream), opened[0], opened[1])
-        except OSError:
-            pass
-        wire.close_all(opened)
-        return None
-
-    def _take_execution(self, kept: Kept) -> None:
-        self.count = max(self.count, int(kept.key.rpartition("/")[2]))
-        execution = Execution(kept.key, int(kept.facts.get("pid", 0)), kept.fds["pidfd"], kept.fds["status"], False)
-        self.executions[kept.key] = execution
-        self.poller.watch(execution.pidfd, lambda: self._orphaned_execution(execution))
-
-    def _orphaned_execution(self, execution: Execution) -> None:
-        """Its code comes from the spawner, if at all."""
-        self.poller.forget(execution.pidfd)
-        self.poller.after(REAPED_SECONDS, execution.key, lambda: self._end_execution(execution, None))
+    def _is_told(self, key: str, pid: int) -> bool:
+        """Whether the spawner may be the one that waits for an orphan: it has known it, and no one else has it."""
+        return key in self.inherited and records.parent_of(pid) in (0, os.getppid())
 
     # -- the loop
 
@@ -237,19 +185,19 @@ class Supervisor:
             self._on_reaped(message)
             return
         answer: wire.Message
-        handed: list[int] = []
+        handed: dict[str, int] = {}
         try:
             answer = {"ok": self._handle(message, handed)}
         except launch.LaunchError as fault:
             answer = {"error": start_error(fault)}
-        except (Refused, wire.WireError, OSError, cgroup_kinds.CgroupError, namespaces.SandboxError) as fault:
+        except (wire.WireError, OSError, cgroup_kinds.CgroupError, namespaces.SandboxError) as fault:
             answer = {"error": {"kind": "fault", "message": str(fault)}}
-        except (KeyError, TypeError, ValueError) as fault:
+        except MALFORMED as fault:
             answer = {"error": {"kind": "fault", "message": f"the request is malformed: {fault!r}"}}
-        channel.send({"id": message.get("id"), **answer}, handed)
-        wire.close_all(handed)
+        channel.send({"id": message.get("id"), **answer}, list(handed.values()))
+        wire.close_all(list(handed.values()))
 
-    def _handle(self, message: wire.Message, handed: list[int]) -> wire.Message:
+    def _handle(self, message: wire.Message, handed: dict[str, int]) -> wire.Message:
         """Does one request; descriptors for the answer go into `handed`."""
         operations: dict[str, Callable[[wire.Message], wire.Message]] = {
             "ensure_sandbox": self._ensure_sandbox,
@@ -262,7 +210,7 @@ class Supervisor:
             return self._exec(message, handed)
         operation = operations.get(str(message.get("op")))
         if operation is None:
-            raise Refused(f"unknown operation {message.get('op')!r}")
+            raise wire.Refused(f"unknown operation {message.get('op')!r}")
         return operation(message)
 
     # -- duplicates at the spawner
@@ -272,24 +220,30 @@ class Supervisor:
         self.link = channel
         for live in self.live.values():
             self._keep_run(live)
-        for execution in self.executions.values():
-            self._keep_execution(execution)
+        self.executions.keep_all()
+        for message in self.untold:
+            channel.send(message)
+        self.untold = []
         channel.send({"event": "ready"})
 
     def _keep_run(self, live: Live) -> None:
-        fds = {f"{name}_{end}": getattr(pipe, end) for name, pipe in live.streams.items() for end in ("read", "write")}
+        fds = live.output.descriptors()
         if live.pidfd >= 0:
             fds["pidfd"] = live.pidfd
-        facts = {"pid": live.pid, "run": [live.name, live.attempt]}
+        facts: wire.Message = {"pid": live.pid, "run": [live.name, live.attempt]}
+        if live.pid:
+            facts["started"] = self._started(live)
         self._tell({"event": "keep", "key": live.key, "fds": list(fds), "facts": facts}, list(fds.values()))
 
-    def _keep_execution(self, execution: Execution) -> None:
-        message = {"event": "keep", "key": execution.key, "fds": ["pidfd", "status"], "facts": {"pid": execution.pid}}
-        self._tell(message, [execution.pidfd, execution.status])
-
-    def _tell(self, message: wire.Message, fds: list[int] | None = None) -> None:
+    def _tell(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
         if self.link is not None:
-            self.link.send(message, fds or [])
+            self.link.send(message, fds)
+
+    def _tell_exit(self, name: str, attempt: int, record: records.Record) -> None:
+        message: wire.Message = {"event": "exited", "run": [self.pod, name, attempt], "exit": record}
+        if self.link is None:
+            self.untold.append(message)
+        self._tell(message)
 
     # -- sandbox
 
@@ -310,12 +264,10 @@ class Supervisor:
         del message
         path = self.cgroups.pod_path(self.pod)
         self.cgroups.kill(path)
-        for execution in list(self.executions.values()):  # unreaped, they would hold up the end of their container
-            if _ends_within(execution.pidfd, EMPTY_SECONDS) and execution.own:
-                self._executed(execution)
+        self.executions.reap_killed(EMPTY_SECONDS)
         for live in list(self.live.values()):
-            if not _ends_within(live.pidfd, EMPTY_SECONDS):
-                raise Refused(f"process {live.pid} of {self.pod}/{live.name} does not end although it was killed")
+            if not executions.ends_within(live.pidfd, EMPTY_SECONDS):
+                raise wire.Refused(f"process {live.pid} of {self.pod}/{live.name} does not end although it was killed")
             self._on_end(live, last_chance=True)
         self._clear_cgroup(path)
         self._fault_point("removing")
@@ -346,7 +298,7 @@ class Supervisor:
     def _start(self, message: wire.Message) -> wire.Message:
         pod, name, attempt = wire.checked_run(message["run"])
         if pod != self.pod:
-            raise Refused(f"pod {pod} is not served here")
+            raise wire.Refused(f"pod {pod} is not served here")
         known = self.live.get((name, attempt))
         run = records.read_run(self.settings.data, pod, name, attempt)
         if run.start_error is not None:
@@ -356,23 +308,26 @@ class Supervisor:
             self._write_started(known)  # the disk had refused it
         if known is None and not run.ended:
             if run.intent is not None:
-                raise Refused(f"{pod}/{name}/{attempt} is in an unknown state: the records are damaged")
-            self._launch(name, attempt, message["spec"], str(message.get("seccomp", "")))
+                raise wire.Refused(f"{pod}/{name}/{attempt} is in an unknown state: the records are damaged")
+            spec = message["spec"]
+            if not isinstance(spec, dict) or list((spec.get("id") or {}).values()) != [pod, name, attempt]:
+                raise wire.Refused(f"the spec is not the one of {pod}/{name}/{attempt}")
+            self._launch(name, attempt, spec, str(message.get("seccomp", "")))
         return {}  # the client reads the records
 
     def _launch(self, name: str, attempt: int, spec: wire.Message, profile: str) -> None:
         """One run, each step recorded before the next."""
         sandbox = self.settings.sandbox(self.pod)
         if not namespaces.is_sandbox(sandbox):
-            raise Refused(f"pod {self.pod} has no sandbox on this boot: call ensure_sandbox first")
+            raise wire.Refused(f"pod {self.pod} has no sandbox on this boot: call ensure_sandbox first")
         bpf = self._profile(profile)
-        live = Live(name, attempt, spec, self._log(spec), {})
+        live = Live(name, attempt, spec, Output(self.poller, spec))
         folder = records.run_folder(self.settings.data, self.pod, name, attempt)
         self._write_intent(folder, spec, profile)
         self._fault_point("intent")
         try:
             launched = self._launch_process(live, sandbox, bpf)
-        except (launch.LaunchError, cgroup_kinds.CgroupError, OSError) as fault:
+        except (launch.LaunchError, cgroup_kinds.CgroupError, OSError, *MALFORMED) as fault:
             error = fault if isinstance(fault, launch.LaunchError) else None
             error = error or launch.LaunchError("CreateContainerError", str(fault)[:MAX_ERROR], 128)
             self._forget(live)
@@ -383,14 +338,18 @@ class Supervisor:
         live.pid, live.pidfd, live.ticks, live.at = launched.pid, launched.pidfd, launched.start_ticks, time.time()
         self.live[name, attempt] = live
         self._keep_run(live)
+        self._fault_point("kept")
         self._watch(live)
         self._write_started(live)
         self._fault_point("started")
 
+    def _started(self, live: Live) -> records.Record:
+        pipes = live.output.identities()
+        return {"pid": live.pid, "start_ticks": live.ticks, "boot": self.boot, "at": live.at, "pipes": pipes}
+
     def _write_started(self, live: Live) -> None:
-        pipes = {stream: os.readlink(f"/proc/self/fd/{pipe.read}") for stream, pipe in live.streams.items()}
-        started = {"pid": live.pid, "start_ticks": live.ticks, "boot": self.boot, "at": live.at, "pipes": pipes}
-        records.write(records.run_folder(self.settings.data, self.pod, live.name, live.attempt), "started", started)
+        folder = records.run_folder(self.settings.data, self.pod, live.name, live.attempt)
+        records.write(folder, "started", self._started(live))
         run = [self.pod, live.name, live.attempt]
         self._tell({"event": "started", "run": run, "pid": live.pid, "at": live.at})
 
@@ -405,8 +364,7 @@ class Supervisor:
         records.write(folder, "intent", {"spec": spec, "seccomp": profile, "boot": self.boot, "at": time.time()})
 
     def _launch_process(self, live: Live, sandbox: str, bpf: bytes) -> launch.Launched:
-        for stream in STREAMS:
-            live.streams[stream] = self._pipe(stream)
+        live.output.make()
         self._keep_run(live)  # before the start: the container must never write into a pipe without a reader
         self._fault_point("pipes")
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -417,21 +375,12 @@ class Supervisor:
                 cgroups=self.cgroups,
                 work=self._work(live),
                 stdin=null,
-                stdout=live.streams["stdout"].write,
-                stderr=live.streams["stderr"].write,
+                stdout=live.output.write_end("stdout"),
+                stderr=live.output.write_end("stderr"),
                 seccomp_bpf=bpf,
             )
         finally:
             os.close(null)
-
-    def _pipe(self, stream: str) -> Stream:
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
-        try:
-            fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError:
-            pass  # over the user's share of pipe memory: the default size does
-        return Stream(logs.Stamper(stream), read, write)
 
     def _profile(self, path: str) -> bytes:
         """A compiled seccomp profile; "" is none."""
@@ -440,47 +389,18 @@ class Supervisor:
                 self.profiles[path] = file.read()
         return self.profiles.get(path, b"")
 
-    def _log(self, spec: wire.Message) -> logs.LogFile:
-        path = spec.get("log_path") or "/dev/null"
-        return logs.LogFile(path, spec.get("log_max_bytes", 10 << 20), spec.get("log_max_files", 5))
-
     def _path(self, live: Live) -> str:
         return self.cgroups.container_path(self.pod, live.name, live.attempt)
 
     def _work(self, live: Live) -> str:
         return records.work_folder(self.settings.data, self.pod, live.name, live.attempt)
 
-    # -- logs
-
     def _watch(self, live: Live) -> None:
-        for pipe in live.streams.values():
-            self.poller.watch(pipe.read, partial(self._on_output, live, pipe))
+        live.output.watch()
         if live.pidfd >= 0:
             self.poller.watch(live.pidfd, lambda: self._on_end(live))
         else:
             self.poller.after(0, (live.key, "end"), lambda: self._on_end(live))
-
-    def _on_output(self, live: Live, pipe: Stream) -> None:
-        self._drain(live, pipe)
-
-    def _drain(self, live: Live, pipe: Stream) -> int:
-        """Reads one piece into the log; the number of bytes."""
-        try:
-            data = os.read(pipe.read, READ_SIZE)
-        except BlockingIOError:
-            return 0
-        stamp = logs.rfc3339_nano(time.time_ns())
-        live.log.append(pipe.stamper.feed(data, stamp), stamp)
-        key = (live.key, pipe.read)
-        if pipe.stamper.pending:
-            self.poller.after(FLUSH_SECONDS, key, lambda: self._flush(live, pipe))
-        else:
-            self.poller.cancel(key)
-        return len(data)
-
-    def _flush(self, live: Live, pipe: Stream, *, final: bool = False) -> None:
-        stamp = logs.rfc3339_nano(time.time_ns())
-        live.log.append(pipe.stamper.flush(stamp, final=final), stamp)
 
     # -- the end of a run
 
@@ -491,16 +411,11 @@ class Supervisor:
             return  # the spawner is going to tell
         if live.ended is None:
             self.cgroups.kill(self._path(live))
-            for pipe in live.streams.values():
-                left = DRAIN_LIMIT
-                while left > 0 and (count := self._drain(live, pipe)):
-                    left -= count
-                self._flush(live, pipe, final=True)
-            live.log.finish(logs.rfc3339_nano(time.time_ns()))
+            live.output.finish()
             self._fault_point("ended")
         recorded = self._write_exit(live.name, live.attempt, record)
         if live.ended is None:
-            self._tell({"event": "exited", "run": [self.pod, live.name, live.attempt], "exit": record})
+            self._tell_exit(live.name, live.attempt, record)
         live.ended = record
         self._unwatch(live)
         if not recorded and not last_chance:
@@ -537,14 +452,9 @@ class Supervisor:
         for live in list(self.live.values()):
             if live.pid == message.get("pid") and not live.own and live.ended is None:
                 self._on_end(live)
-        for execution in list(self.executions.values()):
-            if execution.pid == message.get("pid"):
-                self._end_execution(execution, int(message["status"]))
+        self.executions.on_reaped(int(message["pid"]), int(message["status"]))
 
     def _unwatch(self, live: Live) -> None:
-        for pipe in live.streams.values():
-            self.poller.forget(pipe.read)
-            self.poller.cancel((live.key, pipe.read))
         if live.pidfd >= 0:
             self.poller.forget(live.pidfd)
         self.poller.cancel((live.key, "end"))
@@ -554,9 +464,10 @@ class Supervisor:
         if live.own and live.pidfd >= 0:
             os.waitid(os.P_PIDFD, live.pidfd, os.WEXITED | os.WNOHANG)
         self._unwatch(live)
-        ends = [end for pipe in live.streams.values() for end in (pipe.read, pipe.write)]
-        wire.close_all([*ends, *([live.pidfd] if live.pidfd >= 0 else [])])
-        live.streams, live.pidfd = {}, -1
+        live.output.close()
+        if live.pidfd >= 0:
+            os.close(live.pidfd)
+            live.pidfd = -1
         self._tell({"event": "drop", "key": live.key})
 
     def _write_exit(self, name: str, attempt: int, record: records.Record) -> bool:
@@ -584,7 +495,7 @@ class Supervisor:
         _, name, attempt = wire.checked_run(message["run"])
         live, number = self.live.get((name, attempt)), int(message["signal"])
         if not 0 < number < signal.NSIG:
-            raise Refused(f"{number} is no signal")
+            raise wire.Refused(f"{number} is no signal")
         if live is None or live.ended is not None:
             return {}
         if number == signal.SIGKILL:
@@ -600,7 +511,7 @@ class Supervisor:
         """Frees an ended run. The records go last: what is interrupted is asked for again."""
         _, name, attempt = wire.checked_run(message["run"])
         if (name, attempt) in self.live:
-            raise Refused(f"{self.pod}/{name}/{attempt} still runs: signal it and wait for its end first")
+            raise wire.Refused(f"{self.pod}/{name}/{attempt} still runs: signal it and wait for its end first")
         self._clear_cgroup(self.cgroups.container_path(self.pod, name, attempt))
         label, data = f"{self.pod}.{name}-{attempt}", self.settings.data
         records.discard(data, records.work_folder(data, self.pod, name, attempt), label)
@@ -609,64 +520,35 @@ class Supervisor:
         self._tell({"event": "trash"})
         return {}
 
-    def _exec(self, message: wire.Message, handed: list[int]) -> wire.Message:
-        """Hands out: the terminal, or stdin (if wanted), stdout, stderr; then the status pipe and the pidfd."""
+    def _exec(self, message: wire.Message, handed: dict[str, int]) -> wire.Message:
+        """Runs a command in a container; `handed` gets the agent's ends by name."""
         _, name, attempt = wire.checked_run(message["run"])
         live = self.live.get((name, attempt))
         if live is None or live.ended is not None or live.pidfd < 0:
-            raise Refused(f"container {name} of pod {self.pod} does not run (attempt {attempt})")
+            raise wire.Refused(f"container {name} of pod {self.pod} does not run (attempt {attempt})")
         argv, terminal = message["argv"], bool(message.get("tty"))
         if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
-            raise Refused("exec needs a command: a list of at least one word")
+            raise wire.Refused("exec needs a command: a list of at least one word")
         folder = records.run_folder(self.settings.data, self.pod, name, attempt)
         profile = str((records.read(folder, "intent") or {}).get("seccomp", ""))
-        theirs: list[int] = []
-        try:
-            names = open_ends(handed, theirs, terminal=terminal, stdin=bool(message.get("stdin")))
-            launched = launch.launch_exec(
+        bpf = self._profile(profile)
+
+        def start(ends: list[int]) -> launch.Launched:
+            return launch.launch_exec(
                 live.spec,
                 argv=argv,
                 pid=live.pid,
                 pidfd=live.pidfd,
                 cgroups=self.cgroups,
-                stdin=theirs[0],
-                stdout=theirs[1],
-                stderr=theirs[2],
-                seccomp_bpf=self._profile(profile),
+                stdin=ends[0],
+                stdout=ends[1],
+                stderr=ends[2],
+                seccomp_bpf=bpf,
                 terminal=terminal,
             )
-        except BaseException:
-            wire.close_all(handed)
-            handed.clear()
-            raise
-        finally:
-            wire.close_all(sorted(set(theirs)))
-        status_read, status_write = os.pipe2(os.O_CLOEXEC)
-        self.count += 1
-        execution = Execution(f"exec/{self.count}", launched.pid, launched.pidfd, status_write)
-        self.executions[execution.key] = execution
-        self._keep_execution(execution)
-        self.poller.watch(launched.pidfd, lambda: self._executed(execution))
-        handed += [status_read, os.dup(launched.pidfd)]
-        return {"fds": [*names, "status", "pidfd"]}
 
-    def _executed(self, execution: Execution) -> None:
-        _, status = os.waitpid(execution.pid, os.WNOHANG)
-        self._end_execution(execution, status)
-
-    def _end_execution(self, execution: Execution, status: int | None) -> None:
-        """Writes the exit code for the agent; without one the pipe just ends."""
-        if self.executions.pop(execution.key, None) is None:
-            return
-        self.poller.forget(execution.pidfd)
-        self.poller.cancel(execution.key)
-        if status is not None:
-            try:
-                os.write(execution.status, json.dumps(records.exit_of_status(status, time.time())["code"]).encode())
-            except OSError:
-                pass  # the agent no longer listens
-        wire.close_all([execution.pidfd, execution.status])
-        self._tell({"event": "drop", "key": execution.key})
+        handed.update(self.executions.begin(start, terminal=terminal, stdin=bool(message.get("stdin"))))
+        return {"fds": list(handed)}
 
     def _fault_point(self, stage: str) -> None:
         """For tests: dies here when told to."""
@@ -676,41 +558,15 @@ class Supervisor:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def run_key(name: str, attempt: int) -> str:
+    """The name of a run's duplicates."""
+    return f"run/{name}/{attempt}"
+
+
 def start_error(fault: launch.LaunchError) -> wire.Message:
     """The wire's form of a start that failed."""
     message = str(fault.message)[:MAX_ERROR]
     return {"kind": "start", "reason": fault.reason, "message": message, "exit_code": fault.exit_code}
-
-
-def open_ends(ours: list[int], theirs: list[int], *, terminal: bool, stdin: bool) -> list[str]:
-    """Makes an exec's pipes or terminal: stdin, stdout and stderr for the process, and the names of our ends."""
-    if terminal:
-        master, slave = os.openpty()
-        ours.append(master)
-        theirs += [slave, slave, slave]
-        return ["terminal"]
-    names = []
-    if stdin:
-        read, write = os.pipe2(os.O_CLOEXEC)
-        theirs.append(read)
-        ours.append(write)
-        names.append("stdin")
-    else:
-        theirs.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-    for name in STREAMS:
-        read, write = os.pipe2(os.O_CLOEXEC)
-        theirs.append(write)
-        ours.append(read)
-        names.append(name)
-    return names
-
-
-def _ends_within(pidfd: int, seconds: float) -> bool:
-    if pidfd < 0:
-        return True
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
 
 
 def take_lock(path: str) -> int:
@@ -734,11 +590,11 @@ def take_lock(path: str) -> int:
         return fd
 
 
-def main(settings: Settings, pod: str, listener: socket.socket, kept: dict[str, Kept]) -> int:
+def main(node: Node, pod: str, listener: socket.socket, kept: dict[str, wire.Kept]) -> int:
     """The life of a supervisor, in the process that the spawner forked for it."""
     try:
-        take_lock(settings.lock(pod))
+        take_lock(node.settings.lock(pod))
     except Busy:
         return 0
-    Supervisor(settings, pod, listener, kept).run()
+    Supervisor(node, pod, listener, kept).run()
     return 0

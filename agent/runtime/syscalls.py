@@ -27,6 +27,7 @@ _X86_64 = {
     "setns": 308,
     "seccomp": 317,
     "memfd_create": 319,
+    "bpf": 321,
 }
 _GENERIC = {
     "getcwd": 17,
@@ -43,6 +44,7 @@ _GENERIC = {
     "setns": 268,
     "seccomp": 277,
     "memfd_create": 279,
+    "bpf": 280,
 }
 _COMMON = {
     "open_tree": 428,
@@ -260,6 +262,11 @@ def load_seccomp(program: bytes) -> None:
     count = len(program) // _BPF_INSTRUCTION
     fprog = struct.pack("@HP", count, ctypes.addressof(buffer))
     _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, fprog)
+
+
+def bpf(command: int, attribute: bytes) -> int:
+    """bpf(2); `attribute` is the packed union bpf_attr."""
+    return _call("bpf", command, attribute, len(attribute))
 
 
 def join_session_keyring() -> None:

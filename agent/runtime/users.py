@@ -13,6 +13,7 @@ from shoal.agent.runtime import syscalls
 
 MAX_FILE = 4 << 20  # bytes of a passwd or group file that are read
 MAX_ID = (1 << 31) - 1  # larger ids overflow in many programs
+ID_DIGITS = 10
 MAX_GROUPS = 1024
 ROOT_ONLY = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
@@ -29,27 +30,29 @@ NO_USER, NO_GROUP, BAD_ID, IS_ROOT = 1, 2, 3, 4
 
 
 class Identity:
-    """Who the container's process is: user, group, supplementary groups."""
+    """Who the container's process is: user, group, supplementary groups, home folder."""
 
-    __slots__ = ("gid", "groups", "uid")
+    __slots__ = ("gid", "groups", "home", "uid")
 
-    def __init__(self, uid: int, gid: int, groups: list[int]) -> None:
+    def __init__(self, uid: int, gid: int, groups: list[int], home: bytes = b"/") -> None:
         self.uid = uid
         self.gid = gid
         self.groups = groups
+        self.home = home
 
 
 def find(root: int, user: bytes, run_as_user: int | None, run_as_group: int | None, non_root: bool) -> Identity:
     """The identity of `user` ("", "uid", "name", either with ":group") in the image whose root is open as `root`.
 
-    The numbers given win over the image's. Raises UserError.
+    The numbers given win over the image's. What looks like a number is one, whatever names the image's files contain:
+    a user called "1000" with uid 0 must not turn runAsUser 1000 into root. Raises UserError.
     """
     wanted, _, group = user.partition(b":")
     if run_as_user is not None:
         wanted, group = b"%d" % run_as_user, b""
     passwd = read_table(root, b"etc/passwd")
     groups = read_table(root, b"etc/group")
-    uid, gid, name = _user(passwd, wanted or b"0")
+    uid, gid, name, home = _user(passwd, wanted or b"0")
     if non_root and uid == 0:
         raise UserError(IS_ROOT)
     extra: list[int] = []
@@ -59,7 +62,7 @@ def find(root: int, user: bytes, run_as_user: int | None, run_as_group: int | No
         gid = _group(groups, group)
     if name and not group:
         extra = memberships(groups, name, gid)
-    return Identity(uid, gid, extra)
+    return Identity(uid, gid, extra, home if home.startswith(b"/") else b"/")
 
 
 def read_table(root: int, path: bytes) -> list[list[bytes]]:
@@ -93,7 +96,7 @@ def memberships(groups: list[list[bytes]], name: bytes, gid: int) -> list[int]:
 
 def is_id(text: bytes) -> bool:
     """Whether a field is a decimal id in range."""
-    return text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
+    return text.isdigit() and len(text) <= ID_DIGITS and int(text) <= MAX_ID
 
 
 def _checked(value: int) -> int:
@@ -102,25 +105,26 @@ def _checked(value: int) -> int:
     return value
 
 
-def _user(passwd: list[list[bytes]], wanted: bytes) -> tuple[int, int, bytes]:
-    """(uid, primary gid, name); a number without a row is group 0 and has no name."""
-    row = next((row for row in passwd if row[0] == wanted), None)
-    if row is None and wanted.isdigit():
-        number = _checked(int(wanted) if len(wanted) <= 10 else MAX_ID + 1)
+def _user(passwd: list[list[bytes]], wanted: bytes) -> tuple[int, int, bytes, bytes]:
+    """(uid, primary gid, name, home); a number without a row is in group 0 and has no name."""
+    if wanted.isdigit():
+        number = _checked(int(wanted) if len(wanted) <= ID_DIGITS else MAX_ID + 1)
         row = next((row for row in passwd if is_id(row[2]) and int(row[2]) == number), None)
         if row is None:
-            return number, 0, b""
+            return number, 0, b"", b""
+    else:
+        row = next((row for row in passwd if row[0] == wanted), None)
     if row is None:
         raise UserError(NO_USER)
     if len(row) < 4 or not is_id(row[2]) or not is_id(row[3]):
         raise UserError(BAD_ID)
-    return int(row[2]), int(row[3]), row[0]
+    return int(row[2]), int(row[3]), row[0], row[5] if len(row) > 5 else b""
 
 
 def _group(groups: list[list[bytes]], wanted: bytes) -> int:
+    if wanted.isdigit():
+        return _checked(int(wanted) if len(wanted) <= ID_DIGITS else MAX_ID + 1)
     row = next((row for row in groups if row[0] == wanted), None)
-    if row is not None and is_id(row[2]):
-        return int(row[2])
-    if wanted.isdigit() and len(wanted) <= 10:
-        return _checked(int(wanted))
-    raise UserError(NO_GROUP)
+    if row is None or not is_id(row[2]):
+        raise UserError(NO_GROUP)
+    return int(row[2])

@@ -31,6 +31,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 MAX_PACKET = 64 * 1024  # bytes of one packet; more goes through a memfd
@@ -48,8 +49,25 @@ class WireError(Exception):
     """The other side broke the protocol; its connection is of no more use."""
 
 
+class Refused(WireError):
+    """The request cannot be done; the message says why."""
+
+
 class Closed(WireError):
     """The other side has closed the connection."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """Duplicates that outlive their owner, held by the spawner. `facts` travel with them."""
+
+    key: str
+    fds: dict[str, int] = field(default_factory=dict)
+    facts: Message = field(default_factory=dict)
+
+    def close(self) -> None:
+        close_all(list(self.fds.values()))
+        self.fds = {}
 
 
 def checked_name(value: object, what: str) -> str:

@@ -39,7 +39,7 @@ user www-data;
 worker_processes 1;
 daemon off;
 pid /run/nginx.pid;
-error_log /dev/stderr notice;
+error_log stderr notice;
 events { worker_connections 256; }
 http {
     access_log /dev/stdout;

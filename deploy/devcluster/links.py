@@ -38,7 +38,9 @@ def _exists(link: str) -> bool:
 def lay_bridge(plan: ClusterPlan) -> None:
     """The cluster's segment, with the host on it as the gateway. Idempotent."""
     if not _exists(plan.bridge):
-        ip("link", "add", plan.bridge, "type", "bridge")
+        # A bridge without an address of its own takes the lowest of its ports', and changes it when that port goes:
+        # every neighbour would talk to a machine that is off.
+        ip("link", "add", plan.bridge, "address", plan.bridge_mac, "type", "bridge")
     ip("addr", "replace", f"{plan.gateway}/{PREFIX}", "dev", plan.bridge)
     ip("link", "set", plan.bridge, "up")
 

@@ -70,6 +70,12 @@ class ClusterPlan:
         return self.folder / "certs"
 
     @property
+    def bridge_mac(self) -> str:
+        """Locally administered; differs from cluster to cluster."""
+        text = link_hash(self.name)
+        return f"02:5a:00:{text[0:2]}:{text[2:4]}:{text[4:6]}"
+
+    @property
     def etcd_certs(self) -> Path:
         return self.certs / "etcd"
 

@@ -27,6 +27,7 @@ SERVICE = "shoal.v1.Cluster"
 FAILURE_KEY = "shoal-failure-bin"
 FORWARDED_KEY = "shoal-forwarded-identity"
 MAX_REQUEST_BYTES = 32 << 20
+BREAK_OFF_SECONDS = 0.05  # within which a cancelled call is known to be cancelled
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
@@ -150,6 +151,8 @@ class ClusterAdapter:
         try:
             caller, forwarded = self._caller(context)
             service = self._local(method, request)
+            if method.streams_in:
+                request = _whole(request)
             if service is not None:
                 answers: AsyncIterator[Message] = getattr(service, method.verb)(request)
             else:
@@ -191,6 +194,14 @@ class ClusterAdapter:
         if forwarded:  # it would go in circles
             raise NotLeader("this master does not lead any more: ask again, the next leader is being elected")
         return self._front.remote()
+
+
+async def _whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The client's stream, whose end is only taken for one when the client has not broken off: grpc ends the
+    iterator in both cases, and cancels this call in the second."""
+    async for request in requests:
+        yield request
+    await asyncio.sleep(BREAK_OFF_SECONDS)
 
 
 def _coroutine(behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -27,7 +27,7 @@ from shoal.master.controllers.base import (
 )
 from shoal.master.controllers.claims import claim, matches
 from shoal.master.controllers.pods import ALPHABET, new_uid
-from shoal.master.controllers.replicaset import wanted
+from shoal.master.controllers.replicaset import news_of_orphan, wanted
 from shoal.master.model import Change, Create, Delete, Event, Key, Modify, Object, View, key_of
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -52,7 +52,7 @@ def _call(rng: Rng, view: View, key: Key, now: float) -> Outcome:
 def replicaset_keys(view: View, event: Event) -> Iterable[Key]:
     keys = owner_keys(event, "Deployment")
     rs = event.new.message if event.new else None
-    if keys or rs is None:
+    if keys or rs is None or not news_of_orphan(event):
         return keys
     for found in view.all("Deployment", event.key.namespace):
         if isinstance(found, o.Deployment) and matches(found.spec.selector, rs.metadata.labels):

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from shoal.master.controllers.base import Said, instant, seconds
+from shoal.master.controllers.base import Said, instant, seconds, terminating
 from shoal.master.model import Change, Create, Delete, Key, Modify, Object, View, key_of
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -51,6 +51,9 @@ def due(view: View, key: Key, now: float) -> float:
 def write(view: View, note: Note, uid: str) -> list[Change]:
     """The changes that put the note into the store; the object's oldest events make room."""
     key = event_key(note.said)
+    home = view.get("Namespace", "", key.namespace)
+    if key.namespace != HOME_OF_CLUSTER_SCOPED and (home is None or terminating(home)):
+        return []  # it would outlive its namespace, or hold it back
     if view.get(*key) is not None:
         return [Modify(key, lambda found: _repeat(found, note))]
     room: list[Change] = []

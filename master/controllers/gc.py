@@ -37,18 +37,15 @@ def namespace_controller() -> Controller:
 def family_keys(view: View, event: Event) -> Iterable[Key]:
     """The object when it may have to go, its dependents when it has gone, its owners when they wait for it."""
     keys: list[Key] = []
-    record = event.new or event.old
-    if record is None:
-        return keys
-    meta = record.message.metadata
-    if event.new is not None and (terminating(record.message) or _owners_changed(event)):
+    records = [record for record in (event.old, event.new) if record is not None]
+    if event.new is not None and (terminating(event.new.message) or _owners_changed(event)):
         keys.append(event.key)
     if event.old is not None and (
         event.new is None or event.new.message.metadata.uid != event.old.message.metadata.uid
     ):
         keys += [key_of(child) for child in view.owned(event.old.message.metadata.uid)]
-    for ref in meta.ownerReferences:
-        owner = view.by_uid(ref.uid)
+    for uid in sorted({ref.uid for one in records for ref in one.message.metadata.ownerReferences}):
+        owner = view.by_uid(uid)
         if owner is not None and terminating(owner):
             keys.append(key_of(owner))
     return keys
@@ -124,7 +121,7 @@ def let_go(obj: Object, children: Iterable[Object]) -> Outcome:
     changes = [_disown(child, uid) for child in children]
     if changes:
         done = f"orphaned {count(min(len(changes), BATCH), 'object')}"
-        return Outcome(changes[:BATCH], done, again=0.0)
+        return Outcome(changes[:BATCH], done)
     return Outcome([drop_finalizer(obj, ORPHAN)], "has no dependents left")
 
 

@@ -9,7 +9,6 @@ from shoal.master.controllers.base import (
     LOST,
     Controller,
     Outcome,
-    active,
     condition,
     controller_of,
     count,
@@ -66,13 +65,13 @@ def reconcile(view: View, key: Key, now: float) -> Outcome:
     if pod is None:
         return Outcome()
     why = reason_to_remove(view, pod)
-    if not why:
-        return Outcome()
-    if pod.metadata.finalizers:
-        change = terminate(pod, now)
-        return Outcome([change], why) if change else Outcome()
-    removal: Change = Delete(key, uid=pod.metadata.uid)
-    return Outcome([removal], f"removed: {why}")
+    if why and not pod.metadata.finalizers:
+        removal: Change = Delete(key, uid=pod.metadata.uid)
+        return Outcome([removal], f"removed: {why}")
+    if not why and surplus(view, pod):
+        why = f"{count(KEPT_PER_OWNER, 'pod')} of its owner ended later"
+    change = terminate(pod, now) if why else None
+    return Outcome([change], f"deleted: {why}") if change else Outcome()
 
 
 def reason_to_remove(view: View, pod: o.Pod) -> str:
@@ -88,13 +87,20 @@ def reason_to_remove(view: View, pod: o.Pod) -> str:
             return f"deleted, and its node {name} is lost"
         if controller_of(pod) is not None and node_ready(node):
             return f"given up, and its node {name} is back without it"
-    ref = controller_of(pod)
-    if pod.status.phase in FINAL_PHASES and ref is not None and not terminating(pod):
-        ended = [p for p in view.owned(ref.uid) if isinstance(p, o.Pod) and not active(p)]
-        newer = sum(age(p) > age(pod) for p in ended if p.status.phase in FINAL_PHASES)
-        if newer >= KEPT_PER_OWNER and pod.status.reason == LOST:
-            return f"{count(KEPT_PER_OWNER, 'newer pod')} of its owner ended, too"
+        if surplus(view, pod):
+            return f"given up, and {count(KEPT_PER_OWNER, 'pod')} of its owner ended later"
+    if terminating(pod) and pod.status.phase in FINAL_PHASES and not pod.metadata.deletionGracePeriodSeconds:
+        return "deleted, and its end was reported"
     return ""
+
+
+def surplus(view: View, pod: o.Pod) -> bool:
+    """An ended pod whose owner has enough younger ones to show."""
+    ref = controller_of(pod)
+    if ref is None or pod.status.phase not in FINAL_PHASES or terminating(pod):
+        return False
+    ended = [p for p in view.owned(ref.uid) if isinstance(p, o.Pod) and p.status.phase in FINAL_PHASES]
+    return sum(age(p) > age(pod) for p in ended) >= KEPT_PER_OWNER
 
 
 def age(pod: o.Pod) -> tuple[float, str]:

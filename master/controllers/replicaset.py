@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from shoal.master.controllers.base import (
+    LOST,
     Controller,
     Outcome,
     Rng,
@@ -18,6 +19,7 @@ from shoal.master.controllers.base import (
     own_key,
     owner_keys,
     ready,
+    seconds,
     terminate,
     terminating,
 )
@@ -26,6 +28,8 @@ from shoal.master.controllers.pods import crowding, deletion_order, new_name, ne
 from shoal.master.model import Change, Create, Event, Key, Modify, Object, View
 from shoal.proto.v1 import objects_pb2 as o
 
+FAILURE_HOLD_MAX_SECONDS = 300.0
+FAILURE_DOUBLINGS = 10
 BURST = 500  # pods made or ended in one call, so that one owner does not fill a whole cycle
 
 
@@ -41,12 +45,20 @@ def pod_keys(view: View, event: Event) -> Iterable[Key]:
     """The owners of the pod; for an orphan every ReplicaSet that could adopt it."""
     keys = owner_keys(event, "ReplicaSet")
     pod = event.new.message if event.new else None
-    if pod is None or controller_of(pod) is not None or terminating(pod):
+    if pod is None or controller_of(pod) is not None or terminating(pod) or not news_of_orphan(event):
         return keys
     for rs in view.all("ReplicaSet", event.key.namespace):
         if isinstance(rs, o.ReplicaSet) and matches(rs.spec.selector, pod.metadata.labels):
             keys.add(Key("ReplicaSet", rs.metadata.namespace, rs.metadata.name))
     return keys
+
+
+def news_of_orphan(event: Event) -> bool:
+    """True when an object without controller is new so, or has other labels than before."""
+    old, new = (record.message if record else None for record in (event.old, event.new))
+    if old is None or new is None or controller_of(old) is not None:
+        return True
+    return dict(old.metadata.labels) != dict(new.metadata.labels)
 
 
 def wanted(rs: o.ReplicaSet) -> int:
@@ -67,7 +79,10 @@ def reconcile(view: View, key: Key, now: float, rng: Rng) -> Outcome:
     if claimed.released:
         done.append(f"released {count(claimed.released, 'pod')}")
     missing = wanted(rs) - len(pods)
-    if missing > 0 and not terminating(rs) and not namespace_closing(view, key.namespace):
+    hold = failure_hold(claimed.mine, now)
+    if missing > 0 and hold > 0:
+        outcome.again = hold
+    elif missing > 0 and not terminating(rs) and not namespace_closing(view, key.namespace):
         made = create_pods(view, rs, min(missing, BURST), now, rng)
         outcome.changes += made
         done.append(f"created {count(len(made), 'pod')}")
@@ -82,6 +97,17 @@ def reconcile(view: View, key: Key, now: float, rng: Rng) -> Outcome:
     if status is not None:
         outcome.changes.append(status)
     return outcome
+
+
+def failure_hold(pods: list[o.Pod], now: float) -> float:
+    """Seconds to wait because pods have failed by themselves: doubled with each record that is kept, from when the
+    last one was created. A pod that no node can run must not be made a hundred times a second."""
+    failed = [pod for pod in pods if pod.status.phase == "Failed" and pod.status.reason != LOST]
+    if not failed:
+        return 0.0
+    last = max(seconds(pod.metadata.creationTimestamp) for pod in failed)
+    hold = min(FAILURE_HOLD_MAX_SECONDS, 2.0 ** min(len(failed), FAILURE_DOUBLINGS))
+    return min(hold, last + hold - now)
 
 
 def create_pods(view: View, rs: o.ReplicaSet, number: int, now: float, rng: Rng) -> list[Change]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shoal.master.dispatcher import statuses
-from shoal.master.dispatcher.nodes import table_entry
+from shoal.master.dispatcher.nodes import Table
 from shoal.master.model import Key, View
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 PART_BYTES = 1 << 20  # a part's bound; a larger object is a part of its own
+NODES_PER_PART = 2000  # an entry has at most some 330 bytes
 OVERHEAD_BYTES = 32  # of an entry beside its uid or name and its body
 
 
@@ -47,20 +48,28 @@ def assigned_pod(view: View, uid: str, node: str) -> s.AssignedPod | None:
     return s.AssignedPod(uid=uid, pod=record.body) if record is not None else None
 
 
-def complete(view: View, node: str, position: s.Position) -> list[s.Assignments]:
-    """Everything that `node` is to hold and the whole node table, in parts of at most 1 MiB."""
-    parts = [s.Assignments()]
-    size = 0
-    for entry in _entries(view, node):
+def complete(
+    view: View, table: Table, node: str, position: s.Position, over: Collection[str] = ()
+) -> list[s.Assignments]:
+    """Everything that `node` is to hold, save what is `over` there, and the whole node table, in parts of at most
+    1 MiB."""
+    entries = table.ordered()
+    parts = [
+        s.Assignments(upsert_nodes=entries[start : start + NODES_PER_PART])
+        for start in range(0, len(entries), NODES_PER_PART)
+    ]
+    parts = parts or [s.Assignments()]
+    size = parts[-1].ByteSize()
+    for pod in sorted(view.pods_on(node), key=lambda p: (p.metadata.namespace, p.metadata.name)):
+        entry = assigned_pod(view, pod.metadata.uid, node)
+        if entry is None or entry.uid in over:
+            continue
         weight = entry.ByteSize() + OVERHEAD_BYTES
         if size and size + weight > PART_BYTES:
             parts.append(s.Assignments())
             size = 0
         size += weight
-        if isinstance(entry, s.AssignedPod):
-            parts[-1].upsert_pods.append(entry)
-        else:
-            parts[-1].upsert_nodes.append(entry)
+        parts[-1].upsert_pods.append(entry)
     for number, part in enumerate(parts):
         part.kind = s.Assignments.COMPLETE
         part.results_in.CopyFrom(position)
@@ -69,21 +78,7 @@ def complete(view: View, node: str, position: s.Position) -> list[s.Assignments]
     return parts
 
 
-def _entries(view: View, node: str) -> Iterator[s.AssignedPod | s.NodeAddressRange]:
-    for other in _nodes(view):
-        yield table_entry(other)
-    for pod in sorted(view.pods_on(node), key=lambda p: (p.metadata.namespace, p.metadata.name)):
-        entry = assigned_pod(view, pod.metadata.uid, node)
-        if entry is not None:
-            yield entry
-
-
-def _nodes(view: View) -> Iterable[o.Node]:
-    nodes = [obj for obj in view.all("Node") if isinstance(obj, o.Node)]
-    return sorted(nodes, key=lambda n: n.metadata.name)
-
-
-def increment(view: View, node: str, dirty: Dirty, fed: int, epoch: int, applies_to: s.Position) -> s.Assignments:
+def increment(view: View, table: Table, node: str, dirty: Dirty, fed: int, applies_to: s.Position) -> s.Assignments:
     """Takes from `dirty` what fits into one message, whole revisions only, so that each increment has a position of
     its own; `fed` is the revision up to which changes have been told."""
     message = s.Assignments(kind=s.Assignments.INCREMENTAL, applies_to=applies_to, last=True)
@@ -93,9 +88,9 @@ def increment(view: View, node: str, dirty: Dirty, fed: int, epoch: int, applies
         if size > PART_BYTES and revision != order[index - 1][0]:
             reached = order[index - 1][0]
             break
-        size += _add_pod(view, node, name, message) if is_pod else _add_node(view, name, message)
+        size += _add_pod(view, node, name, message) if is_pod else _add_node(table, name, message)
         (dirty.pods if is_pod else dirty.nodes).pop(name)
-    message.results_in.CopyFrom(s.Position(epoch=epoch, revision=reached))
+    message.results_in.CopyFrom(s.Position(epoch=applies_to.epoch, revision=reached))
     return message
 
 
@@ -112,10 +107,10 @@ def _add_pod(view: View, node: str, uid: str, message: s.Assignments) -> int:
     return entry.ByteSize() + OVERHEAD_BYTES
 
 
-def _add_node(view: View, name: str, message: s.Assignments) -> int:
-    found = view.get("Node", "", name)
-    if isinstance(found, o.Node):
-        message.upsert_nodes.append(table_entry(found))
+def _add_node(table: Table, name: str, message: s.Assignments) -> int:
+    entry = table.get(name)
+    if entry is not None:
+        message.upsert_nodes.append(entry)
     else:
         message.remove_nodes.append(name)
     return len(name) + OVERHEAD_BYTES

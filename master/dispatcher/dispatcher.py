@@ -9,15 +9,16 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from shoal.master.controllers.eviction import give_up
 from shoal.master.dispatcher import nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.session import Peer, Session
 from shoal.master.dispatcher.status_writer import Counters, StatusWriter
 from shoal.master.dispatcher.tunnels import Tunnel, Tunnels
-from shoal.master.model import Change, Event, Fault, Key, Unavailable, View
+from shoal.master.model import Change, Event, Fault, Key, Object, Unavailable, View
 from shoal.master.ports import Authority, Stream, StreamClosed, TunnelStream
 from shoal.master.stores import StoreFace
 from shoal.proto.v1 import objects_pb2 as o
@@ -80,7 +81,9 @@ class Dispatcher:
         self._joining: dict[str, object] = {}
         self._last_seen: dict[str, float] = {}
         self._started = self._clock()
+        self._changes = store.subscribe({"Pod", "Node"})  # from here on nothing is missed
         self._fed = store.view.revision
+        self.table = nodes.Table(n for n in store.view.all("Node") if isinstance(n, o.Node))
         self._leader_hint = ""
         self._stopped = False
         self._held_back = False
@@ -119,28 +122,26 @@ class Dispatcher:
     # ---- life ----
     async def run(self) -> None:
         """Feeds the sessions and writes statuses until cancelled; then every session is dropped."""
-        changes = self._store.subscribe({"Pod", "Node"})
-        self._fed = self._store.view.revision
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._feed(changes))
+                group.create_task(self._feed())
                 group.create_task(self._writer.run())
                 group.create_task(self._notice_regained())
         finally:
-            close = getattr(changes, "close", None)
-            if close is not None:
-                close()
             self.stop()
 
     def stop(self, leader: str = "") -> None:
         """Another leads: agents are to go there."""
         self._stopped = True
         self._leader_hint = leader
+        close = getattr(self._changes, "close", None)
+        if close is not None:
+            close()
         for session in list(self._sessions.values()):
             session.close()
 
-    async def _feed(self, changes: AsyncIterator[tuple[int, list[Event]]]) -> None:
-        async for revision, events in changes:
+    async def _feed(self) -> None:
+        async for revision, events in self._changes:
             for event in events:
                 self._tell(event)
             self._fed = max(self._fed, revision)
@@ -154,20 +155,33 @@ class Dispatcher:
         if isinstance(old, o.Pod) or isinstance(new, o.Pod):
             pod_old, pod_new = (m if isinstance(m, o.Pod) else None for m in (old, new))
             for uid, node in _assignment_changes(pod_old, pod_new):
-                if (session := self._sessions.get(node)) is not None:
+                session = self._sessions.get(node)
+                if session is not None and uid in session.over:
+                    self._end_for(session, new)
+                elif session is not None:
                     session.dirty.add_pod(uid, event.revision)
-        elif isinstance(old, o.Node) or isinstance(new, o.Node):
-            node_old, node_new = (m if isinstance(m, o.Node) else None for m in (old, new))
-            self._tell_node(event, node_old, node_new)
+        elif event.key.kind == "Node":
+            self._tell_node(event, new if isinstance(new, o.Node) else None)
 
-    def _tell_node(self, event: Event, old: o.Node | None, new: o.Node | None) -> None:
-        if new is None and (session := self._sessions.get(event.key.name)) is not None:
-            log.info("node %s was deleted: its session ends", event.key.name)
+    def _end_for(self, session: Session, pod: Object | None) -> None:
+        """Says for the agent that a deleted pod, of which it holds nothing, has ended."""
+        if isinstance(pod, o.Pod) and pod.metadata.uid in session.over and pod.metadata.HasField("deletionTimestamp"):
+            meta = pod.metadata
+            report = s.PodReport(uid=meta.uid, namespace=meta.namespace, name=meta.name, status=pod.status, ended=True)
+            self._writer.submit_for(session, report)
+
+    def _tell_node(self, event: Event, new: o.Node | None) -> None:
+        name = event.key.name
+        if new is None and (session := self._sessions.get(name)) is not None:
+            log.info("node %s was deleted: its session ends", name)
             session.close()
-        if old is not None and new is not None and nodes.table_entry(old) == nodes.table_entry(new):
-            return
+        changed = self.table.drop(name) if new is None else self.table.put(new)
+        if changed:
+            self._spread(name, event.revision)
+
+    def _spread(self, node: str, revision: int) -> None:
         for session in self._sessions.values():
-            session.dirty.add_node(event.key.name, event.revision)
+            session.dirty.add_node(node, revision)
 
     def held_back(self) -> None:
         """A session has something to say that needs a valid leadership."""
@@ -205,16 +219,19 @@ class Dispatcher:
         if rejection is not None:
             await self._refuse(stream, node, rejection)
             return
-        await self._hold(stream, peer)
+        await self._hold(stream, peer, {pod.uid for pod in hello.pods})
 
-    async def _hold(self, stream: Stream, peer: Peer) -> None:
+    async def _hold(self, stream: Stream, peer: Peer, held: set[str]) -> None:
         node = self.view.get("Node", "", peer.node)
         assert isinstance(node, o.Node), "joined a moment ago"
-        session = Session(stream, peer, f"{self._rng.getrandbits(64):016x}", self)
+        over = statuses.over_without(self.view, peer.node, held)
+        session = Session(stream, peer, f"{self._rng.getrandbits(64):016x}", self, over)
         if (older := self._sessions.get(peer.node)) is not None:
             log.info("node %s: a newer session supersedes the older", peer.node)
             self._end(older)
         self._sessions[peer.node] = session
+        for uid in over:
+            self._end_for(session, self.view.by_uid(uid))
         self._last_seen[peer.node] = self._clock()
         self.counters.accepted += 1
         self._joined(peer.node)
@@ -279,7 +296,8 @@ class Dispatcher:
             return _reject("Cloned", text, grace)
         known = self.view.get("Node", "", peer.node)
         left = self._started + grace - self._clock()
-        if isinstance(known, o.Node) and _another_was_ready(known, peer) and left > 0:
+        unheard = peer.node not in self._last_seen
+        if unheard and isinstance(known, o.Node) and _another_was_ready(known, peer) and left > 0:
             text = f"node {peer.node} was ready as another instance or boot: wait until that is known to be gone"
             return _reject("Busy", text, left)
         return None
@@ -297,7 +315,9 @@ class Dispatcher:
             else:
                 uid = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
                 change = nodes.created(hello, cidr, uid, self._now())
-            [result] = await self._store.write([change])
+            why = f"node {hello.node} came back without its disk, so without this pod"
+            lost = [give_up(pod, why, self._now()) for pod in statuses.vanished(self.view, hello)]
+            [result, *_] = await self._store.write([change, *lost])
         except nodes.RangesUsedUp as error:
             log.error("node %s cannot join: %s", hello.node, error)
             return _reject("Busy", str(error), 10 * self._config.busy_retry)

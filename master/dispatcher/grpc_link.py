@@ -60,6 +60,7 @@ class GrpcStream(Generic[Out, In]):
             await asyncio.wait((task, self._closed), return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not task.done():
+                task.add_done_callback(_forget)
                 task.cancel()
         if not task.done():
             raise StreamClosed("closed here")
@@ -68,6 +69,12 @@ class GrpcStream(Generic[Out, In]):
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError, asyncio.CancelledError):
             self.close()
             raise StreamClosed("the other side is gone") from None
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Nobody waits for it any more: how it ended does not matter."""
+    if not task.cancelled():
+        task.exception()
 
 
 class AgentsAdapter:

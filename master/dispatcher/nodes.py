@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from shoal.master.model import Create, Key, Modify, Object
+from shoal.proto import names
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -52,7 +53,7 @@ def created(hello: s.Hello, pod_cidr: str, uid: str, now: float) -> Create:
     node.metadata.uid = uid
     node.metadata.generation = 1
     node.metadata.creationTimestamp.CopyFrom(timestamp(now))
-    node.metadata.labels.update(hello.labels)
+    node.metadata.labels.update(sound_labels(hello))
     node.spec.podCIDR = pod_cidr
     node.status.instanceID = hello.instance_id
     apply_report(node.status, hello.report)
@@ -65,7 +66,7 @@ def joined(hello: s.Hello, pod_cidr: str, uid: str) -> Modify:
     def edit(obj: Object) -> bool:
         assert isinstance(obj, o.Node)
         before = obj.SerializeToString(deterministic=True)
-        obj.metadata.labels.update(hello.labels)
+        obj.metadata.labels.update(sound_labels(hello))
         obj.status.instanceID = hello.instance_id
         if not obj.spec.podCIDR:
             obj.spec.podCIDR = pod_cidr
@@ -73,6 +74,15 @@ def joined(hello: s.Hello, pod_cidr: str, uid: str) -> Modify:
         return obj.SerializeToString(deterministic=True) != before
 
     return Modify(Key("Node", "", hello.node), edit, uid=uid)
+
+
+def sound_labels(hello: s.Hello) -> dict[str, str]:
+    """The agent's labels without those that no object may have."""
+    return {
+        key: value
+        for key, value in hello.labels.items()
+        if names.not_label_key(key) is None and names.not_label_value(value) is None
+    }
 
 
 def reported(node: str, report: s.NodeReport) -> Modify:
@@ -113,3 +123,33 @@ def table_entry(node: o.Node) -> s.NodeAddressRange:
 def timestamp(now: float) -> o.Time:
     """Whole seconds, as Kubernetes writes them."""
     return o.Time(seconds=int(now))
+
+
+class Table:
+    """Every node's entry, made once and shared by all sessions: each COMPLETE carries the whole table."""
+
+    def __init__(self, found: Iterable[o.Node]) -> None:
+        self._entries = {node.metadata.name: table_entry(node) for node in found}
+        self._ordered: list[s.NodeAddressRange] | None = None
+
+    def put(self, node: o.Node) -> bool:
+        """True when its entry is new or another one now."""
+        entry = table_entry(node)
+        if self._entries.get(entry.name) == entry:
+            return False
+        self._entries[entry.name] = entry
+        self._ordered = None
+        return True
+
+    def drop(self, name: str) -> bool:
+        self._ordered = None
+        return self._entries.pop(name, None) is not None
+
+    def get(self, name: str) -> s.NodeAddressRange | None:
+        return self._entries.get(name)
+
+    def ordered(self) -> list[s.NodeAddressRange]:
+        """By name."""
+        if self._ordered is None:
+            self._ordered = [self._entries[name] for name in sorted(self._entries)]
+        return self._ordered

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.master.dispatcher import assignments
+from shoal.master.dispatcher.nodes import Table
 from shoal.master.model import View
 from shoal.master.ports import Authority, Stream, StreamClosed
 from shoal.proto.v1 import session_pb2 as s
@@ -24,6 +26,8 @@ class Feed(Protocol):
 
     @property
     def view(self) -> View: ...
+    @property
+    def table(self) -> Table: ...
     @property
     def fed(self) -> int: ...
     @property
@@ -48,9 +52,14 @@ class Peer:
 class Session:
     """Owned by the dispatcher; every method runs in its loop."""
 
-    def __init__(self, stream: Stream, peer: Peer, session_id: str, feed: Feed) -> None:
+    def __init__(
+        self, stream: Stream, peer: Peer, session_id: str, feed: Feed, over: Collection[str] = frozenset()
+    ) -> None:
+        """`over`: pods that have ended and of which the agent holds nothing any more; it is not told of them, as it
+        would run them again."""
         self.peer = peer
         self.id = session_id
+        self.over = over
         self.dirty = assignments.Dirty()
         self.last_sequence = (0, 0)  # of the newest report that was taken
         self.closed = asyncio.Event()
@@ -156,16 +165,16 @@ class Session:
         return self._next_assignment()
 
     def _next_assignment(self) -> s.Down | None:
-        view, fed, epoch = self._feed.view, self._feed.fed, self._feed.authority.epoch
+        view, table, fed = self._feed.view, self._feed.table, self._feed.fed
         if self._complete_due:
             self._complete_due = False
             self.dirty.clear()
-            self._position = s.Position(epoch=epoch, revision=fed)
-            self._parts.extend(assignments.complete(view, self.peer.node, self._position))
+            self._position = s.Position(epoch=self._feed.authority.epoch, revision=fed)
+            self._parts.extend(assignments.complete(view, table, self.peer.node, self._position, self.over))
         if self._parts:
             return s.Down(assignments=self._parts.popleft())
         if self.dirty:
-            message = assignments.increment(view, self.peer.node, self.dirty, fed, epoch, self._position)
+            message = assignments.increment(view, table, self.peer.node, self.dirty, fed, self._position)
             self._position = message.results_in
             return s.Down(assignments=message)
         return None

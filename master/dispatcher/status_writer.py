@@ -61,6 +61,11 @@ class StatusWriter:
         session.taken()
         self._add(_Item(session, None, [], report))
 
+    def submit_for(self, session: Session, report: s.PodReport) -> None:
+        """What the master knows in the agent's place."""
+        session.taken()
+        self._add(_Item(session, None, [report]))
+
     def _add(self, item: _Item) -> None:
         self._items.append(item)
         self._wake.set()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from shoal.master.model import Change, Delete, Key, Modify, Object, Record, View
@@ -34,6 +35,25 @@ def is_lost(pod: o.Pod) -> bool:
 def assigned(pod: o.Pod, node: str) -> bool:
     """Whether `node` is to hold this pod."""
     return pod.spec.nodeName == node and not is_lost(pod)
+
+
+def over_without(view: View, node: str, held: Collection[str]) -> frozenset[str]:
+    """Pods of `node` that have ended and that its agent does not hold."""
+    return frozenset(
+        pod.metadata.uid
+        for pod in view.pods_on(node)
+        if pod.status.phase in TERMINAL and assigned(pod, node) and pod.metadata.uid not in held
+    )
+
+
+def vanished(view: View, hello: s.Hello) -> list[o.Pod]:
+    """Pods that ran on a node whose agent has come back with a new identity, so without its disk, and without them.
+    A pod is one-shot: it is not started again."""
+    node = view.get("Node", "", hello.node)
+    if not isinstance(node, o.Node) or node.status.instanceID in ("", hello.instance_id):
+        return []
+    held = {pod.uid for pod in hello.pods}
+    return [pod for pod in view.pods_on(hello.node) if pod.status.phase == "Running" and pod.metadata.uid not in held]
 
 
 def judge(view: View, node: str, report: s.PodReport) -> Verdict:

@@ -11,7 +11,7 @@ from shoal.proto.v1 import objects_pb2 as o
 CPU, MEMORY, STORAGE, PODS = "cpu", "memory", "ephemeral-storage", "pods"
 BASE_RESOURCES = (CPU, MEMORY, STORAGE, PODS)  # the snapshot's first rows, in this order
 CACHE_LIMIT = 20_000  # compiled specs that are remembered
-AMOUNT_LIMIT = 2**60  # int64 sums of a node's pods cannot overflow
+AMOUNT_LIMIT = 2**50  # a pebibyte; sums of thousands stay exact in int64, and each in a float
 
 
 @dataclass(frozen=True, slots=True)

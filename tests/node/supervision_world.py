@@ -8,12 +8,13 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from shoal.agent.runtime import cgroups, namespaces, records, seccomp
 from shoal.agent.runtime.client import Client
-from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState, Limits, SandboxSpec
+from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState, Limits, RuntimeGone, SandboxSpec
 from shoal.agent.runtime.settings import Settings
 
 BUSYBOX = "/usr/bin/busybox"
@@ -34,6 +35,7 @@ APPLETS = (
     "tty",
     "wc",
 )
+T = TypeVar("T")
 PATIENCE = 30.0  # seconds that a condition may take
 
 
@@ -45,15 +47,25 @@ async def until(condition: Callable[[], object], what: str = "", seconds: float 
         await asyncio.sleep(0.01)
 
 
+async def persistent(call: Callable[[], Awaitable[T]]) -> T:
+    """As the agent does: tries again while the runtime is away."""
+    for _ in range(500):
+        try:
+            return await call()
+        except RuntimeGone:
+            await asyncio.sleep(0.02)
+    raise AssertionError("the runtime did not come back")
+
+
 class World:
     """Folders, cgroups and processes of one test; `close` ends and removes all of it."""
 
-    def __init__(self, folder: Path, fault_points: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, fault_points: Sequence[str] = (), *, data: Path | None = None) -> None:
         self.folder = folder
         self.faults = {point: str(folder / f"fault.{point}") for point in fault_points}
         self.settings = Settings(
             run=str(folder / "run"),
-            data=str(folder / "data"),
+            data=str(data or folder / "data"),
             cgroup_root=f"shoal-test-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             fault_points=self.faults,
         )
@@ -151,7 +163,7 @@ def _pid(path: str) -> int:
 
 
 async def state_of(client: Client, id: ContainerID) -> ContainerState:
-    found = [state for state in await client.list() if state.id == id]
+    found = [state for state in await persistent(client.list) if state.id == id]
     assert len(found) == 1, f"{id} is listed {len(found)} times"
     return found[0]
 

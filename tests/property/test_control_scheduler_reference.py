@@ -97,8 +97,19 @@ def classes(queue: list[o.Pod]) -> list[PodClass]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(clusters(), queues(), st.lists(st.tuples(specs("bound"), st.integers(0, 7)), max_size=6))
-def test_both_decide_the_same(nodes: list[o.Node], queue: list[o.Pod], bound: list[tuple[o.Pod, int]]) -> None:
+@given(
+    clusters(),
+    queues(),
+    st.lists(st.tuples(specs("bound"), st.integers(0, 7)), max_size=4),
+    st.lists(st.tuples(st.sampled_from(OWNERS), st.integers(0, 7)), max_size=8),
+)
+def test_both_decide_the_same(
+    nodes: list[o.Node],
+    queue: list[o.Pod],
+    bound: list[tuple[o.Pod, int]],
+    siblings: list[tuple[o.ReplicaSet, int]],
+) -> None:
+    bound = bound + [(pod("sibling", owner=owner), at) for owner, at in siblings]
     plain = {n.metadata.name: PlainNode(facts_of(n)) for n in nodes}
     held = []
     for index, (one, at) in enumerate(bound):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.proto import manifest, merge, printing, walker, yamltree
+from shoal.proto.kinds import CLASSES
 
 BOUNDS = {
     FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
@@ -73,7 +74,7 @@ def fill_message(draw: st.DrawFn, message: Any, descriptor: Descriptor) -> None:
 
 @st.composite
 def objects(draw: st.DrawFn) -> Any:
-    return draw(filled(draw(st.sampled_from(list(manifest.CLASSES.values())))(), 2))
+    return draw(filled(draw(st.sampled_from(list(CLASSES.values())))(), 2))
 
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -134,9 +135,9 @@ trees = st.recursive(
 
 
 @few
-@given(trees, st.sampled_from(sorted(manifest.CLASSES)))
+@given(trees, st.sampled_from(sorted(CLASSES)))
 def test_random_trees_are_read_or_refused(tree: Any, kind: str) -> None:
-    walker.from_tree(tree, manifest.CLASSES[kind])
+    walker.from_tree(tree, CLASSES[kind])
     whole = {"apiVersion": "v1", "kind": kind, "metadata": tree, "spec": tree, "data": tree}
     for problem in manifest.parse(json.dumps(whole).replace("NaN", ".nan").replace("Infinity", ".inf"), "f").errors:
         assert str(problem).startswith("f:")

@@ -187,17 +187,38 @@ def test_a_start_error_is_a_terminated_run_and_obeys_the_policy() -> None:
     assert driver.container.restartCount == 1
 
 
-def test_b50_a_configuration_error_of_the_runtime_waits_even_under_never() -> None:
+def test_b50_a_configuration_error_waits_even_under_never_and_is_no_restart() -> None:
+    def refuse() -> None:
+        driver.settle(keep=lambda step: isinstance(step, i.Start))
+        assert driver.last(i.Start).spec.id.attempt == 0
+        driver.failed(i.Start, "CreateContainerConfigError", "image runs as root", retryable=False)
+
     driver = Driver(make_pod(policy="Never"))
     driver.begin()
+    for _ in range(3):
+        refuse()
+        driver.pass_time(300)
+    for status, _ in driver.statuses[3:]:
+        waiting = status.containerStatuses[0].state.waiting
+        assert (waiting.reason, waiting.message) == ("CreateContainerConfigError", "image runs as root")
+        assert status.phase == "Pending" and status.containerStatuses[0].restartCount == 0
+    driver.settle()
+    assert driver.status.phase == "Running"
+
+
+def test_b35_a_configuration_error_after_a_run_takes_no_restart_back() -> None:
+    driver = running()
+    driver.exit(1)
+    driver.settle()
+    driver.exit(1)
+    driver.pass_time(10)
     driver.settle(keep=lambda step: isinstance(step, i.Start))
-    driver.failed(i.Start, "CreateContainerConfigError", "image runs as root", retryable=False)
-    assert driver.status.phase == "Pending"
-    assert driver.container.state.waiting.reason in ("CreateContainerConfigError", "ContainerCreating")
-    driver.settle(keep=lambda step: isinstance(step, i.Start))
-    driver.failed(i.Start, "CreateContainerConfigError", "image runs as root", retryable=False)
-    assert driver.container.state.waiting.reason == "CreateContainerConfigError"
-    assert driver.container.state.waiting.message == "image runs as root"
+    driver.failed(i.Start, "CreateContainerConfigError", "no", retryable=False)
+    driver.pass_time(300)
+    driver.settle()
+    assert driver.container.restartCount == 2
+    counts = [status.containerStatuses[0].restartCount for status, _ in driver.statuses]
+    assert counts == sorted(counts)
 
 
 @pytest.mark.parametrize("kind", [i.EnsureSandbox, i.Attach, i.Save, i.HoldImage, i.Start])
@@ -239,11 +260,11 @@ def test_b39_a_graceful_end_saves_signals_waits_kills_frees_and_reports() -> Non
     driver.settle()
     out = driver.exit(137, signal=9)
     assert kinds(out) == ["Save", "Publish"]
-    assert driver.status.phase == "Failed" and driver.statuses[-1][1] is False
+    assert driver.status.phase == "Failed" and not any(ended for _, ended in driver.statuses)
     assert kinds(driver.done(i.Save)) == ["Detach"]
     assert kinds(driver.done(i.Detach)) == ["RemoveSandbox"]
     assert kinds(driver.done(i.RemoveSandbox)) == ["Publish"]
-    assert driver.statuses[-1][1] is True
+    assert driver.ended
     assert driver.send(i.Removed()) == [i.Forget()]
     assert driver.send(i.ImagesChanged()) == []
 
@@ -257,6 +278,19 @@ def test_a_process_that_survives_kill_is_killed_again() -> None:
     driver.pass_time(5.1)
     driver.settle()
     assert driver.count(i.Signal) == kills + 1
+
+
+def test_nothing_is_freed_under_a_step_in_flight() -> None:
+    for kind in (i.EnsureSandbox, i.Attach, i.HoldImage, i.Start):
+        driver = Driver()
+        driver.begin()
+        driver.settle(keep=lambda step, k=kind: isinstance(step, k))  # type: ignore[misc]
+        driver.send(i.Assigned(deleted(driver.machine.pod)))
+        driver.settle(keep=lambda step, k=kind: isinstance(step, k))  # type: ignore[misc]
+        assert driver.count(i.Detach) == 0 and driver.count(i.RemoveSandbox) == 0
+        driver.failed(kind, "NetworkNotReady")
+        driver.settle()
+        assert driver.ended
 
 
 def test_a_signal_that_did_not_arrive_is_sent_again() -> None:
@@ -457,3 +491,12 @@ def test_the_image_may_name_its_stop_signal(text: str, number: int) -> None:
 def test_a_record_of_no_pod_is_refused() -> None:
     with pytest.raises(Exception, match=r"pars|wire|tag"):
         PodMachine(PodRecord(UID, b"\xff\xff\xff", NOW), NODE, saved=True)
+
+
+def test_a_pod_that_the_cluster_saw_running_is_never_pending_again_though_its_node_lost_all_records() -> None:
+    pod = make_pod()
+    pod.status.phase = "Running"
+    driver = Driver(pod)
+    driver.begin()
+    assert driver.status.phase == "Running" and not driver.container.ready
+    assert driver.container.state.waiting.reason == "ContainerCreating"

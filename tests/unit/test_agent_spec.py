@@ -133,8 +133,8 @@ def test_privileges() -> None:
     assert spec_of(pod).no_new_privs is False
 
 
-def resources(pod: o.Pod, index: int = 0, **amounts: str) -> o.Pod:
-    """limits_cpu="1", requests_memory="64Mi", ..."""
+def resources(pod: o.Pod, amounts: dict[str, str], index: int = 0) -> o.Pod:
+    """`amounts` such as {"limits_cpu": "1", "requests_memory": "64Mi"}."""
     for name, text in amounts.items():
         table, resource = name.split("_")
         getattr(pod.spec.containers[index].resources, table)[resource].text = text
@@ -156,7 +156,7 @@ def resources(pod: o.Pod, index: int = 0, **amounts: str) -> o.Pod:
     ],
 )
 def test_limits_follow_the_kubelet(given: dict[str, str], limits: Limits) -> None:
-    assert spec_of(resources(make_pod(), **given)).limits == limits
+    assert spec_of(resources(make_pod(), given)).limits == limits
 
 
 @pytest.mark.parametrize(
@@ -171,20 +171,20 @@ def test_limits_follow_the_kubelet(given: dict[str, str], limits: Limits) -> Non
     ],
 )
 def test_b43_qos_class(first: dict[str, str], second: dict[str, str], qos: str) -> None:
-    pod = resources(resources(make_pod(containers=("a", "b")), 0, **first), 1, **second)
+    pod = resources(resources(make_pod(containers=("a", "b")), first), second, 1)
     assert qos_class(pod) == qos
 
 
 def test_the_pod_s_cgroup_has_the_sums() -> None:
     pod = make_pod(containers=("a", "b"))
-    resources(pod, 0, limits_cpu="1", limits_memory="1Gi")
+    resources(pod, {"limits_cpu": "1", "limits_memory": "1Gi"})
     assert pod_limits(pod, NODE) == Limits(1024, None, None, 4096)
-    resources(pod, 1, limits_cpu="500m", limits_memory="1Gi", requests_cpu="100m")
+    resources(pod, {"limits_cpu": "500m", "limits_memory": "1Gi", "requests_cpu": "100m"}, 1)
     assert pod_limits(pod, NODE) == Limits(1126, 150_000, 2 * GIB, 4096)
 
 
 def test_the_less_is_requested_the_sooner_it_is_killed() -> None:
-    pod = resources(make_pod(), requests_memory="1Gi")
+    pod = resources(make_pod(), {"requests_memory": "1Gi"})
     assert oom_score_adj(pod, pod.spec.containers[0], 8 * GIB) == 875
 
 

@@ -430,6 +430,45 @@ async def test_a_lost_pod_is_taken_from_its_node_and_its_status_is_final(bench: 
     assert not (await again[0].hear_only("assignments")).assignments.upsert_pods
 
 
+async def test_a_node_without_its_disk_does_not_run_its_pods_again(bench: Bench) -> None:
+    first, _ = await bench.join("a", "i1")
+    first.hang_up()
+    await until(lambda: not bench.dispatcher.connected)
+    pods = [pod_on("a", "ran", "Running"), pod_on("a", "kept", "Running"), pod_on("a", "new"), pod_on("a", "ended")]
+    pods[3].status.phase = "Succeeded"
+    await bench.store.write([Create(pod) for pod in pods])
+    hello = hello_of("a", "i2")
+    hello.pods.add(uid="uid-kept", phase="Running")
+    stream = bench.connect(hello)
+    await stream.hear_only("welcome")
+    complete = (await stream.hear_only("assignments")).assignments
+    assert [pod.uid for pod in complete.upsert_pods] == ["uid-kept", "uid-new"]
+    assert (bench.pod("ran").status.phase, bench.pod("ran").status.reason) == ("Failed", "Lost")
+    assert bench.pod("ended").status.phase == "Succeeded"
+
+
+async def test_an_ended_pod_that_the_agent_has_forgotten_can_be_deleted(bench: Bench) -> None:
+    await bench.store.write([Create(pod_on("a", "ended", "Succeeded"))])
+    stream, _ = await bench.join("a")
+    assert not (await stream.hear_only("assignments")).assignments.upsert_pods
+
+    def delete(obj: Object) -> bool:
+        obj.metadata.deletionTimestamp.seconds = int(NOW)
+        return True
+
+    await bench.store.write([Modify(Key("Pod", "default", "ended"), delete)])
+    await until(lambda: bench.store.view.get("Pod", "default", "ended") is None)
+
+
+async def test_labels_that_no_object_may_have_are_left_out(bench: Bench) -> None:
+    hello = hello_of("a")
+    hello.labels.update({"bad key!": "x", "zone": "not a value?", "rack": "r1"})
+    await bench.connect(hello).hear_only("welcome")
+    node = bench.store.view.get("Node", "", "a")
+    assert node is not None
+    assert dict(node.metadata.labels) == {"kubernetes.io/hostname": "a", "rack": "r1"}
+
+
 async def test_heartbeats_are_acknowledged_and_stay_in_memory(bench: Bench) -> None:
     stream = await bench.joined("a")
     before, written = bench.dispatcher.last_seen["a"], len(bench.store.writes)

@@ -3,7 +3,7 @@
 import yaml
 
 from shoal.proto import defaults, merge, printing
-from shoal.proto.manifest import CLASSES, Object
+from shoal.proto.kinds import CLASSES, Object
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.validation import validate, validate_update
 from shoal.proto.walker import from_tree, to_tree

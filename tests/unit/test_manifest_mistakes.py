@@ -64,6 +64,8 @@ CASES = [
     # unknown and unsupported fields
     (spec("foo: 1"), 9, "spec.foo: unknown field; known fields are containers"),
     (spec("nodeSelectors: {a: b}"), 9, 'spec.nodeSelectors: unknown field; did you mean "nodeSelector"?'),
+    (spec("image: x"), 9, "spec.image: unknown field; it belongs under spec.containers[]"),
+    (DEPLOYMENT + "  containers: []\n", 18, "spec.containers: unknown field; it belongs under spec.template.spec"),
     (spec("Volumes: []"), 9, 'did you mean "volumes"? (That one is not supported yet.)'),
     (spec("volumes: [{name: x}]"), 9, "spec.volumes: not supported yet"),
     (spec("affinity: {nodeAffinity: {}}"), 9, "spec.affinity: not supported yet: use spec.nodeSelector"),

@@ -1,0 +1,126 @@
+"""`shoal apply`: makes the cluster hold what manifests say."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shoal.deploy.cli.failures import FAILED, OK, CommandError
+from shoal.deploy.cli.naming import shown
+from shoal.deploy.cli.options import DURATION, Session, with_session
+
+if TYPE_CHECKING:
+    from shoal.proto.kinds import Object
+
+DEFAULT_TIMEOUT_SECONDS = 300.0
+# What others need comes first, whatever the order in the files.
+ORDER = {"Namespace": 0, "Node": 1, "ConfigMap": 2, "Secret": 2}
+
+
+@click.command("apply")
+@with_session
+@click.option("-f", "--filename", "names", multiple=True, required=True, metavar="FILE", help="File, folder or -.")
+@click.option("-R", "--recursive", is_flag=True, help="Read folders with all that is in them.")
+@click.option("--dry-run", is_flag=True, help="Let the cluster check everything, but change nothing.")
+@click.option("--skip-unsupported", is_flag=True, help="Apply the rest when some kinds are not supported.")
+@click.option("--wait", is_flag=True, help="Wait until everything applied is ready.")
+@click.option("--timeout", type=DURATION, default=DEFAULT_TIMEOUT_SECONDS, metavar="TIME", help="For --wait (5m).")
+@click.option("-o", "--output", type=click.Choice(["name", "yaml", "json"]), help="Print the objects instead.")
+def command(
+    session: Session,
+    names: tuple[str, ...],
+    recursive: bool,
+    dry_run: bool,
+    skip_unsupported: bool,
+    wait: bool,
+    timeout: float,
+    output: str | None,
+) -> int:
+    """Make the cluster hold what manifests say. Nothing is applied when any of them has an error."""
+    objects = read_objects(session, names, recursive, skip_unsupported)
+    if not objects:
+        print("nothing to apply", file=sys.stderr)
+        return OK
+    objects.sort(key=lambda obj: ORDER.get(obj.kind, 3))
+    applied: list[Object] = []
+    failed = 0
+    for obj, result in zip(objects, session.client.apply(objects, dry_run), strict=True):
+        if result.HasField("failure"):
+            failed += 1
+            _complain(obj, result.failure)
+        else:
+            applied.append(_answered(obj, result))
+            _report(applied[-1], result.action, dry_run, output)
+    if output in ("yaml", "json"):
+        from shoal.deploy.cli.printers.whole import print_whole
+
+        print_whole(applied, output)
+    if failed:
+        return FAILED
+    if wait and not dry_run:
+        from shoal.deploy.cli.waiting import wait_ready
+
+        return wait_ready(session.client, applied, timeout)
+    return OK
+
+
+def read_objects(
+    session: Session, names: tuple[str, ...], recursive: bool, skip_unsupported: bool, check: bool = True
+) -> list[Object]:
+    """The objects of the manifests with their namespaces. Raises CommandError with all that is wrong."""
+    from shoal.deploy.cli.sources import read_manifests
+    from shoal.proto.manifest import unsupported_message
+
+    parsed = read_manifests(names, recursive=recursive, check=check)
+    errors = [str(problem) for problem in parsed.errors]
+    if parsed.unsupported and skip_unsupported:
+        print(f"warning: skipping {unsupported_message(parsed.unsupported)}", file=sys.stderr)
+    elif parsed.unsupported:
+        places = sorted({item.source for item in parsed.unsupported})
+        errors.append(
+            f"{', '.join(places)}: {unsupported_message(parsed.unsupported)} (--skip-unsupported: do the rest)"
+        )
+    if errors:
+        raise CommandError(
+            "\n".join(errors) if len(errors) == 1 else "\n  ".join(["the manifests are wrong:", *errors])
+        )
+    objects = [found.message for found in parsed.objects]
+    for obj in objects:
+        _set_namespace(obj, session)
+    return objects
+
+
+def _set_namespace(obj: Object, session: Session) -> None:
+    from shoal.deploy.cli.naming import namespaced
+
+    if not namespaced(obj.kind):
+        return
+    chosen = session.namespace_option
+    if chosen and obj.metadata.namespace not in ("", chosen):
+        name = shown(obj.kind, obj.metadata.name)
+        raise CommandError(
+            f'{name} says namespace "{obj.metadata.namespace}", but -n says "{chosen}": drop one of them'
+        )
+    obj.metadata.namespace = obj.metadata.namespace or session.namespace
+
+
+def _answered(obj: Object, result: Any) -> Object:
+    from shoal.deploy.cli.client import decode
+
+    return decode(result.object) if result.object.body else obj
+
+
+def _report(obj: Object, action: str, dry_run: bool, output: str | None) -> None:
+    name = shown(obj.kind, obj.metadata.name)
+    if output == "name":
+        print(name)
+    elif output is None:
+        print(f"{name} {action}{' (dry run)' if dry_run else ''}")
+
+
+def _complain(obj: Object, failure: Any) -> None:
+    from shoal.deploy.cli.client import refused_by
+
+    print(f"error: {shown(obj.kind, obj.metadata.name)}: {refused_by(failure)}", file=sys.stderr)

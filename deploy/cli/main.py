@@ -1,0 +1,124 @@
+"""`shoal`: finds the verb, runs it, and turns what it raises into a message and an exit code.
+
+Exit codes: 0 done; 1 refused or failed; 2 the command line is wrong; 3 waited in vain; 130 interrupted. `exec` passes
+on the code of the command that it ran.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from shoal import __version__
+from shoal.deploy.cli.failures import FAILED, INTERRUPTED, OK, USAGE, CommandError
+
+# verb -> what it does; the module of the same name is imported when the verb is used
+VERBS = {
+    "up": "Start a development cluster on this machine.",
+    "down": "Take the development cluster away.",
+    "apply": "Make the cluster hold what manifests say.",
+    "get": "List objects, or show some.",
+    "describe": "Show objects in detail, with their events.",
+    "delete": "Delete objects.",
+    "scale": "Set the number of replicas.",
+    "logs": "Show what a container has written.",
+    "exec": "Run a command in a container.",
+    "events": "List what happened.",
+    "image": "Load, list and remove images on the nodes.",
+    "config": "Choose between clusters.",
+    "version": "Show the versions of the command and the cluster.",
+    "completion": "Print the completion script for a shell.",
+}
+EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain. `exec` passes on its command's."
+
+
+class ReaderGone(Exception):
+    """Whoever read our output has enough (`| head`). click would end with 1 on the OSError itself."""
+
+
+class Verbs(click.Group):
+    """A group whose commands are imported one by one, when they are used."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"shoal.deploy.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from shoal.proto.errors import nearest
+
+            meant = nearest(args[0], VERBS)
+            advice = f"did you mean '{meant}'?" if meant else "see shoal --help"
+            raise click.UsageError(f"no verb is called '{args[0]}': {advice}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):  # from the table: the verbs themselves stay unimported
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.version_option(__version__, prog_name="shoal")
+@click.group(cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Shoal: a multi-node cluster scheduler."""
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line and gives its exit code; nothing escapes but an internal error."""
+    try:
+        code = cli.main(args=arguments, prog_name="shoal", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except CommandError as error:
+        _say(f"error: {error}")
+        return error.code
+    except click.exceptions.NoArgsIsHelpError as error:
+        _say(error.format_message())
+        return USAGE
+    except click.ClickException as error:
+        usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
+        _say(f"{usage}error: {error.format_message()}")
+        return USAGE if isinstance(error, click.UsageError) else FAILED
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except ReaderGone:
+        # The interpreter must not complain about it when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {where}{error.strerror or error}")
+        return FAILED
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr)
+    except OSError:
+        pass
+
+
+def main() -> None:
+    """The entry point of the `shoal` program."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What an object's state is called, in one word or sentence (kubectl's words)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from shoal.proto.v1 import objects_pb2 as o
+
+
+def condition(conditions: Iterable[o.Condition], kind: str) -> o.Condition | None:
+    """The condition of that type, or None."""
+    return next((c for c in conditions if c.type == kind), None)
+
+
+def is_true(conditions: Iterable[o.Condition], kind: str) -> bool:
+    found = condition(conditions, kind)
+    return found is not None and found.status == "True"
+
+
+def pod_status(pod: o.Pod) -> str:
+    """kubectl's STATUS column."""
+    status = pod.status
+    word = status.reason or status.phase or "Unknown"
+    running = False
+    for container in reversed(status.containerStatuses):
+        state = container.state
+        if state.waiting.reason:
+            word = state.waiting.reason
+        elif state.HasField("terminated"):
+            word = state.terminated.reason or _end(state.terminated)
+        elif container.ready and state.HasField("running"):
+            running = True
+    if word == "Completed" and running:
+        word = "Running" if is_true(status.conditions, "Ready") else "NotReady"
+    if pod.metadata.HasField("deletionTimestamp") and status.phase not in ("Succeeded", "Failed"):
+        return "Terminating"
+    return status.reason if status.reason == "Lost" else word
+
+
+def _end(ended: o.ContainerStateTerminated) -> str:
+    return f"Signal:{ended.signal}" if ended.signal else f"ExitCode:{ended.exitCode}"
+
+
+def restarts(pod: o.Pod) -> tuple[int, int]:
+    """(how often its containers were restarted, when the last one ended in seconds since 1970 or 0)."""
+    last = max((c.lastState.terminated.finishedAt.seconds for c in pod.status.containerStatuses), default=0)
+    return sum(c.restartCount for c in pod.status.containerStatuses), last
+
+
+def why_not_ready(pod: o.Pod) -> str:
+    """Why a pod is not ready, as far as its status says."""
+    scheduled = condition(pod.status.conditions, "PodScheduled")
+    if not pod.spec.nodeName:
+        return (scheduled.message if scheduled is not None else "") or "it has not been placed on a node yet"
+    reasons = []
+    for container in pod.status.containerStatuses:
+        state = container.state
+        said: Any = state.waiting if state.HasField("waiting") else state.terminated
+        if state.HasField("waiting") or state.HasField("terminated"):
+            detail = f": {said.message}" if said.message else ""
+            reasons.append(f"container {container.name}: {said.reason or 'waiting'}{detail}")
+            ended = container.lastState.terminated
+            if container.lastState.HasField("terminated"):
+                reasons.append(f"its last run ended with {ended.reason or 'code'} {ended.exitCode}")
+    if reasons:
+        return "; ".join(reasons)
+    return pod.status.message or pod.status.reason or f"its node {pod.spec.nodeName} has not reported it as ready yet"
+
+
+def node_status(node: o.Node) -> str:
+    """kubectl's STATUS column."""
+    ready = condition(node.status.conditions, "Ready")
+    if ready is None:
+        return "Unknown"
+    return "Ready" if ready.status == "True" else "NotReady"
+
+
+def roles(node: o.Node) -> str:
+    """From labels node-role.kubernetes.io/ROLE."""
+    prefix = "node-role.kubernetes.io/"
+    return ",".join(sorted(k.removeprefix(prefix) for k in node.metadata.labels if k.startswith(prefix))) or "<none>"
+
+
+def ready_state(obj: Any) -> tuple[bool, str]:
+    """(whether what the object asks for is there, how far it is in words)."""
+    if isinstance(obj, o.Pod):
+        ended = obj.status.phase == "Succeeded"
+        return ended or is_true(obj.status.conditions, "Ready"), pod_status(obj)
+    if isinstance(obj, o.Deployment | o.ReplicaSet):
+        return _workload_ready(obj)
+    if isinstance(obj, o.Node):
+        return node_status(obj) == "Ready", node_status(obj)
+    return True, "there"
+
+
+def _workload_ready(obj: o.Deployment | o.ReplicaSet) -> tuple[bool, str]:
+    status, asked = obj.status, obj.spec.replicas
+    if status.observedGeneration < obj.metadata.generation:
+        return False, "waiting for the controller"
+    if isinstance(obj, o.ReplicaSet):
+        return status.readyReplicas == asked == status.replicas, f"{status.readyReplicas} of {asked} ready"
+    new = obj.status.updatedReplicas
+    done = new == asked and obj.status.replicas == asked and status.availableReplicas == asked
+    text = f"{status.readyReplicas} of {asked} ready"
+    if new < asked:
+        text += f", {new} of {asked} updated"
+    elif status.replicas > asked:
+        text += f", {status.replicas - asked} old to go"
+    return done, text

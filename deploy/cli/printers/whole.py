@@ -1,0 +1,31 @@
+"""Objects as YAML and JSON: one as itself, several as a List."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.proto.kinds import Object
+from shoal.proto.printing import to_json, to_yaml
+from shoal.proto.walker import to_tree
+
+
+def whole_text(objects: Sequence[Object], form: str, *, as_list: bool = False) -> str:
+    """The text of -o yaml or -o json, without a final newline."""
+    trees = [to_tree(obj) for obj in objects]
+    tree = trees[0] if len(trees) == 1 and not as_list else {"apiVersion": "v1", "kind": "List", "items": trees}
+    return (to_yaml(tree) if form == "yaml" else to_json(tree)).rstrip("\n")
+
+
+def print_whole(objects: Sequence[Object], form: str, *, as_list: bool = False) -> None:
+    print(whole_text(objects, form, as_list=as_list))
+
+
+def sort_value(obj: Object, path: str) -> tuple[int, Any]:
+    """The value at a path such as .metadata.name, for sorting: numbers, then texts, then what is unset."""
+    value: Any = to_tree(obj)
+    for name in path.strip("{}").strip(".").split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, int):  # booleans too
+        return 0, value
+    return (1, value) if isinstance(value, str) else (2, 0)

@@ -1,0 +1,98 @@
+"""`shoal up`: a development cluster of real processes on this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shoal.deploy.cli.contexts import Context, config_path, put
+from shoal.deploy.cli.failures import OK, TIMED_OUT, CommandError
+from shoal.deploy.cli.options import DURATION
+
+if TYPE_CHECKING:
+    from shoal.deploy.devcluster.plan import ClusterPlan
+
+DEFAULT_NAME = "dev"
+DEFAULT_TIMEOUT_SECONDS = 120.0
+_DID = {
+    "started": "started",
+    "replaced": "is running; its keeper was gone and has a successor",
+    "running": "is running",
+}
+
+
+@click.command("up")
+@click.option("--name", default=DEFAULT_NAME, metavar="NAME", help=f"The cluster and its context ({DEFAULT_NAME}).")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="How many small machines (3).")
+@click.option("--masters", type=click.IntRange(min=1), default=1, metavar="N", help="How many masters (1).")
+@click.option("--data", metavar="FOLDER", help="Where it keeps everything (/var/lib/shoal/NAME).")
+@click.option("--etcd", metavar="PATH", help="The etcd binary, if it is not found by itself.")
+@click.option(
+    "--heartbeat-ms", type=click.IntRange(min=0), default=0, metavar="MS", help="Instead of the master's choice."
+)
+@click.option(
+    "--timeout", type=DURATION, default=DEFAULT_TIMEOUT_SECONDS, metavar="TIME", help="Until all are ready (2m)."
+)
+def command(
+    name: str, nodes: int | None, masters: int, data: str | None, etcd: str | None, heartbeat_ms: int, timeout: float
+) -> int:
+    """Start a development cluster on this machine, or bring all of it back."""
+    from shoal.deploy.certs.ca import CertificateError
+    from shoal.deploy.devcluster import lifecycle
+    from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, check_name
+
+    try:
+        check_name(name)
+        lifecycle.need_root("up")
+        folder = Path(data) if data else DATA_ROOT / name
+        with lifecycle.locked(name):
+            plan, _ = lifecycle.prepare(name, folder.absolute(), nodes, masters, etcd, heartbeat_ms)
+            context = context_of(plan)
+            put(context)
+            did = lifecycle.ensure_keeper(plan)
+    except (Refusal, CertificateError) as refused:
+        raise CommandError(str(refused)) from None
+    print(f"cluster {name} {_DID.get(did, did)}: {len(plan.nodes)} node(s), context {name} in {config_path()}")
+    return _wait(context, plan, timeout)
+
+
+def context_of(plan: ClusterPlan) -> Context:
+    """How the command reaches that cluster."""
+    servers = tuple(f"127.0.0.1:{port}" for port in plan.master_ports)
+    paths = (str(plan.certs / file) for file in ("ca.crt", "admin.crt", "admin.key"))
+    return Context(plan.name, servers, *paths)
+
+
+def _wait(context: Context, plan: ClusterPlan, timeout: float) -> int:
+    """Until every node is ready; says which are not."""
+    from shoal.deploy.cli.client import Client
+    from shoal.deploy.cli.follow import follow
+    from shoal.deploy.cli.printers.status import ready_state
+    from shoal.deploy.cli.waiting import Progress
+
+    deadline, progress = time.monotonic() + timeout, Progress()
+    missing = {node.name for node in plan.nodes}
+    with Client(context, patience=timeout, unreachable=timeout) as client:
+        try:
+            progress.show("waiting for a master")
+            for state in follow(client, ["Node"], "", deadline):
+                missing = {node.name for node in plan.nodes}
+                missing -= {key[2] for key, node in state.items() if ready_state(node)[0]}
+                if not missing:
+                    progress.clear()
+                    print(f"all {len(plan.nodes)} node(s) are ready")
+                    return OK
+                progress.show(f"waiting for {len(missing)} of {len(plan.nodes)} nodes: {', '.join(sorted(missing))}")
+        except CommandError as error:
+            raise CommandError(f"{error}; its logs are in {plan.folder / 'logs'}", TIMED_OUT) from None
+        finally:
+            progress.clear()
+    logs = plan.folder / "logs"
+    print(
+        f"error: not ready after {timeout:g} s: {', '.join(sorted(missing))}; the logs are in {logs}", file=sys.stderr
+    )
+    return TIMED_OUT

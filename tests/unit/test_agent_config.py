@@ -1,0 +1,115 @@
+"""The agent's configuration: file and flags, and every mistake at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.agent.config import Config, ConfigError, check, load
+from shoal.agent.machine import Capacity
+from shoal.agent.main import EXIT_USAGE, main, parse
+from shoal.agent.runtime.settings import load as load_settings
+from shoal.agent.spawn import main as spawn
+from shoal.agent.spawn import prepare, settings_of
+
+GOOD: dict[str, Any] = {
+    "node": "n1",
+    "masters": ["10.0.0.254:7000", "[fd00::1]:7000"],
+    "ca": "/c/ca.crt",
+    "certificate": "/c/n1.crt",
+    "key": "/c/n1.key",
+    "address": "10.0.0.1",
+}
+
+
+def refused(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check({name: value for name, value in {**GOOD, **changes}.items() if value is not None}, "agent.yaml")
+    return str(caught.value)
+
+
+def test_a_development_node_is_told_its_share() -> None:
+    config = check(
+        GOOD
+        | {
+            "capacity": {"cpu": "1500m", "memory": "1Gi", "pods": "20", "ephemeral-storage": 1000},
+            "http": ["10.0.0.1:10250"],
+            "cgroup": "shoal-dev/n1",
+            "data": "/d",
+            "reserved": {"cpu": "100m"},
+        },
+        "agent.yaml",
+    )
+    assert config.dev_capacity() == Capacity(1500, 1 << 30, 20, 1000)
+    assert config.http == (("10.0.0.1", 10250),) and config.masters[1] == "[fd00::1]:7000"
+    assert config.data == Path("/d") and config.reserved.milli_cpu == 100
+
+
+def test_a_real_machine_needs_little() -> None:
+    config = check(GOOD, "agent.yaml")
+    assert config == Config(
+        "n1", ("10.0.0.254:7000", "[fd00::1]:7000"), Path("/c/ca.crt"), Path("/c/n1.crt"), Path("/c/n1.key"), "10.0.0.1"
+    )
+    assert config.dev_capacity() is None
+    unit = check(GOOD | {"cgroup": "system.slice/shoal-spawner.service", "data": "/d"}, "agent.yaml")
+    assert settings_of(unit).data == "/d/runtime"
+
+
+def test_the_spawner_s_unit_reads_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = check(GOOD | {"data": str(tmp_path / "d"), "run": str(tmp_path / "r")}, "agent.yaml")
+    command = prepare(settings_of(config))
+    assert command[-3:] == ["spawner", "--config", str(tmp_path / "r/spawner.json")]
+    assert load_settings(command[-1]) == settings_of(config)
+    assert spawn([]) == EXIT_USAGE and "usage" in capsys.readouterr().err
+    assert spawn(["--config", str(tmp_path / "nope")]) == EXIT_USAGE and "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"node": None}, "agent.yaml: node is missing"),
+        ({"masters": []}, "masters is missing"),
+        ({"masters": "10.0.0.1:7000"}, "masters must be a list, not '10.0.0.1:7000'"),
+        ({"masters": ["10.0.0.1"]}, "'10.0.0.1' is not host:port"),
+        ({"masters": ["10.0.0.1:99999"]}, "is not host:port"),
+        ({"nodes": 3}, "nodes is not a setting; known are"),
+        ({"capacity": {"cpus": 2}}, "cpus is not a resource of a node"),
+        ({"capacity": {"cpu": "two"}}, '"two" is not a quantity'),
+        ({"cgroup": "../x"}, "must be a relative path with a part that begins with 'shoal'"),
+        ({"cgroup": "/shoal"}, "must be a relative path"),
+        ({"cgroup": "system.slice/x"}, "must be a relative path"),
+        ({"log_level": "loud"}, "not one of DEBUG"),
+        ({"spawner": "yes"}, "neither own (the agent starts it) nor external"),
+        ({"spawner": True}, "spawner must be a str"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], text: str) -> None:
+    assert text in refused(**changes)
+
+
+def test_all_mistakes_come_at_once() -> None:
+    assert len(refused(node=None, masters=["x"], extra=1).splitlines()) == 3
+
+
+def test_flags_go_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("node: n1\nmasters: ['a:1']\nca: c\ncertificate: d\nkey: e\naddress: 10.0.0.1\n")
+    path, flags = parse(["--config", str(file), "--node", "n2", "--master", "b:2", "--label", "zone=a,disk=ssd"])
+    config = load(path, flags)
+    assert (config.node, config.masters, config.labels) == ("n2", ("b:2",), {"zone": "a", "disk": "ssd"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read: No such file"), ("a: [", "is not YAML"), ("- x", "must hold a mapping")],
+)
+def test_a_file_that_cannot_be_used_ends_the_program_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
+    file = tmp_path / "agent.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert main(["--config", str(file)]) == EXIT_USAGE
+    assert message in capsys.readouterr().err

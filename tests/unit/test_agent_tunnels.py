@@ -1,0 +1,235 @@
+"""Logs, exec and images over tunnels, on in-memory streams."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shoal.agent.runtime.port import ContainerID
+from shoal.agent.tunnels import FRAME_BYTES, MAX_TUNNELS
+from shoal.proto.v1 import session_pb2 as s
+from tests.agent_world import Pipe, World, scenario, until
+from tests.agents import UID, make_pod
+from tests.images import small
+
+T0 = "2026-01-02T03:04:05Z"
+
+
+def is_running(report: s.PodReport) -> bool:
+    return report.status.phase == "Running"
+
+
+async def begin(world: World) -> Pipe:
+    pipe = await world.master.welcomed(-1, make_pod())
+    await world.reports(pipe, UID, is_running)
+    return pipe
+
+
+async def ask(world: World, pipe: Pipe, **request: object) -> Pipe:
+    """Sends an Open and gives the tunnel that the agent makes for it."""
+    number = len(world.master.tunnels)
+    pipe.put(s.Down(open=s.Open(id=f"t{number}", **request)))  # type: ignore[arg-type]
+    await until(lambda: len(world.master.tunnels) > number, "a tunnel")
+    tunnel = world.master.tunnels[number]
+    hello = await tunnel.wait("hello")
+    assert hello.id == f"t{number}"
+    return tunnel
+
+
+async def answer(tunnel: Pipe) -> tuple[bytes, s.TunnelEnd]:
+    end = await tunnel.wait("end")
+    await until(lambda: tunnel.closed, "the tunnel's end")
+    assert tunnel.got[-1].HasField("end"), "nothing comes after the end"
+    assert all(len(data) <= FRAME_BYTES for data in tunnel.of("data"))
+    return b"".join(tunnel.of("data")), end
+
+
+def write(world: World, attempt: int, *lines: str) -> None:
+    data = "".join(f"{T0} stdout F {line}\n" for line in lines)
+    world.logs.append(f"/logs/{UID}/app/{attempt}.log", data.encode())
+
+
+@scenario
+async def test_b14_logs_of_this_run_and_of_the_one_before(world: World) -> None:
+    async with world.running() as agent:
+        pipe = await begin(world)
+        write(world, 0, "first", "run")
+        facts = agent.worker.machines[UID].container("app")
+        assert facts is not None
+        data, end = await answer(await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, container="app")))
+        assert (data, end.exit_code, end.error) == (b"first\nrun\n", 0, "")
+        _, end = await answer(await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, previous=True)))
+        assert "has no previous run" in end.error
+        world.runtime.crash(ContainerID(UID, "app", 0))
+        await until(lambda: facts.live and facts.restarts == 1)
+        write(world, 1, "second")
+        data, _ = await answer(await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID)))
+        assert data == b"second\n"
+        data, _ = await answer(await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, previous=True, tail_lines=1)))
+        assert data == b"run\n"
+
+
+@scenario
+async def test_followed_logs_end_with_the_container(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        write(world, 0, "one")
+        tunnel = await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, follow=True))
+        await tunnel.wait("data")
+        write(world, 0, "two")
+        await until(lambda: b"".join(tunnel.of("data")) == b"one\ntwo\n")
+        assert not tunnel.of("end")
+        write(world, 0, "last")
+        world.runtime.crash(ContainerID(UID, "app", 0))
+        data, _ = await answer(tunnel)
+        assert data == b"one\ntwo\nlast\n"
+
+
+@scenario
+async def test_a_reader_who_leaves_ends_the_tunnel(world: World) -> None:
+    async with world.running() as agent:
+        pipe = await begin(world)
+        for way in ("close", "end", "cut"):
+            tunnel = await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, follow=True))
+            if way == "cut":
+                tunnel.cut()
+            else:
+                tunnel.put(None if way == "close" else s.TunnelFrame(end=s.TunnelEnd()))
+            await until(lambda t=tunnel: t.closed)  # type: ignore[misc]
+        assert agent.tunnels.count == 0
+
+
+@scenario
+async def test_exec_takes_input_and_gives_output_and_code(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        run = s.ExecOpen(pod_uid=UID, container="app", command=["cat"], stdin=True)
+        tunnel = await ask(world, pipe, exec=run)
+        big = bytes(range(256)) * 1000
+        tunnel.put(s.TunnelFrame(data=big))
+        await until(lambda: b"".join(tunnel.of("data")) == big)
+        tunnel.put(s.TunnelFrame(resize=s.TerminalSize(rows=1, columns=2)))
+        tunnel.put(s.TunnelFrame(close_input=True))
+        _, end = await answer(tunnel)
+        assert (end.exit_code, end.error) == (0, "")
+        _, end = await answer(await ask(world, pipe, exec=s.ExecOpen(pod_uid=UID, command=["exit", "7"])))
+        assert end.exit_code == 7
+        _, end = await answer(await ask(world, pipe, exec=s.ExecOpen(pod_uid=UID, command=["nope"])))
+        assert end.exit_code == 127 and "not found" in end.error
+
+
+@scenario
+async def test_a_process_whose_person_leaves_is_ended(world: World) -> None:
+    async with world.running() as agent:
+        pipe = await begin(world)
+        tunnel = await ask(world, pipe, exec=s.ExecOpen(pod_uid=UID, command=["sleep", "100000"]))
+        tunnel.cut()
+        await until(lambda: tunnel.closed and agent.tunnels.count == 0)
+
+
+REFUSALS: list[tuple[dict[str, object], str]] = [
+    ({"logs": s.LogsOpen(pod_uid="nope")}, "pod nope is not on this node"),
+    ({"logs": s.LogsOpen(pod_uid=UID, container="nope")}, "has no container 'nope': choose one of app"),
+    ({"exec": s.ExecOpen(pod_uid="nope", command=["x"])}, "is not on this node"),
+    ({}, "does not know the request None"),
+]
+
+
+@pytest.mark.parametrize(("request_", "text"), REFUSALS)
+def test_what_cannot_be_answered_says_why(request_: dict[str, object], text: str) -> None:
+    @scenario
+    async def refused(world: World) -> None:
+        async with world.running():
+            pipe = await begin(world)
+            _, end = await answer(await ask(world, pipe, **request_))
+            assert text in end.error and end.exit_code == 1
+
+    refused()
+
+
+@scenario
+async def test_a_pod_of_two_must_be_asked_by_container(world: World) -> None:
+    async with world.running():
+        pod = make_pod(containers=("a", "b"))
+        pipe = await world.master.welcomed(-1, pod)
+        await world.reports(pipe, UID, is_running)
+        _, end = await answer(await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID)))
+        assert "has several containers: choose one of a, b" in end.error
+
+
+@scenario
+async def test_tunnels_are_bounded(world: World) -> None:
+    async with world.running() as agent:
+        pipe = await begin(world)
+        for _ in range(MAX_TUNNELS):
+            await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, follow=True))
+        _, end = await answer(await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID)))
+        assert f"serves {MAX_TUNNELS} streams already" in end.error
+        assert agent.tunnels.count == MAX_TUNNELS
+
+
+@scenario
+async def test_an_image_that_is_loaded_lets_waiting_pods_start(world: World) -> None:
+    async with world.running():
+        pod = make_pod()
+        pod.spec.containers[0].image = "extra:1"
+        pipe = await world.master.welcomed(-1, pod)
+        report = await world.reports(
+            pipe, UID, lambda r: r.status.containerStatuses[0].state.waiting.reason == "ErrImageNotPresent"
+        )
+        assert report.status.phase == "Pending"
+        tunnel = await ask(world, pipe, image_load=s.ImageLoadOpen(name=""))
+        data = small(name="extra:1", config={"Entrypoint": ["/run"]})
+        for at in range(0, len(data), FRAME_BYTES):
+            tunnel.put(s.TunnelFrame(data=data[at : at + FRAME_BYTES]))
+        tunnel.put(s.TunnelFrame(close_input=True))
+        _, end = await answer(tunnel)
+        assert end.error == "" and list(end.images) == ["docker.io/library/extra:1"]
+        await world.reports(pipe, UID, is_running)
+        await until(lambda: any("extra:1" in name for n in pipe.of("node") for i in n.images for name in i.names))
+
+
+@scenario
+async def test_a_broken_archive_is_refused_and_a_cut_stream_loads_nothing(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        tunnel = await ask(world, pipe, image_load=s.ImageLoadOpen())
+        tunnel.put(s.TunnelFrame(data=b"this is no archive" * 100))
+        tunnel.put(s.TunnelFrame(close_input=True))
+        _, end = await answer(tunnel)
+        assert end.exit_code == 1 and end.error
+        tunnel = await ask(world, pipe, image_load=s.ImageLoadOpen())
+        tunnel.put(s.TunnelFrame(data=b"\0" * 512))
+        tunnel.put(None)
+        _, end = await answer(tunnel)
+        assert "broke off" in end.error
+        assert len(await world.images.list()) == 1
+
+
+@scenario
+async def test_images_are_removed_but_not_under_a_container(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        _, end = await answer(await ask(world, pipe, image_remove=s.ImageRemoveOpen(name="app:1")))
+        assert end.error.startswith("InUse") and end.exit_code == 1
+        world.images.add("spare:1")
+        _, end = await answer(await ask(world, pipe, image_remove=s.ImageRemoveOpen(name="spare:1")))
+        assert end.error == ""
+        assert await world.images.find("spare:1") is None
+
+
+@scenario
+async def test_a_slow_reader_holds_the_sender_back(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        write(world, 0, *("x" * 1000 for _ in range(500)))
+        world.master.stalling = True
+        pipe.put(s.Down(open=s.Open(id="slow", logs=s.LogsOpen(pod_uid=UID))))
+        await until(lambda: bool(world.master.tunnels))
+        [tunnel] = world.master.tunnels
+        await asyncio.sleep(5)
+        assert tunnel.got == []
+        tunnel.stalled = False
+        data, _ = await answer(tunnel)
+        assert len(data) == 500 * 1001

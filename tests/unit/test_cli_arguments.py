@@ -1,0 +1,183 @@
+"""What people may type: kinds, names, contexts, and how little is imported for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal.deploy.cli import contexts, naming
+from shoal.deploy.cli.failures import CommandError
+from shoal.deploy.cli.main import VERBS, cli, run
+from shoal.deploy.cli.naming import Wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["pods"], [Wanted("Pod")]),
+        (["po,deploy"], [Wanted("Pod"), Wanted("Deployment")]),
+        (["all"], [Wanted("Pod"), Wanted("Deployment"), Wanted("ReplicaSet")]),
+        (["Deployments.apps", "web"], [Wanted("Deployment", ("web",))]),
+        (["no", "a", "b", "a"], [Wanted("Node", ("a", "b"))]),
+        (["pod/a", "deploy/b"], [Wanted("Pod", ("a",)), Wanted("Deployment", ("b",))]),
+        (["cm", "x"], [Wanted("ConfigMap", ("x",))]),
+    ],
+)
+def test_objects(words: list[str], meant: list[Wanted]) -> None:
+    assert naming.wanted(words) == meant
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "say what"),
+        (["services"], "Service is not supported"),
+        (["ingress", "x"], "Ingress is not supported"),
+        (["podz"], 'did you mean "pod'),
+        (["banana"], "no kind is called"),
+        (["pod/a", "b"], "write each as KIND/NAME"),
+        (["pod/"], "write each as KIND/NAME"),
+        (["pod/a/b"], "write each as KIND/NAME"),
+    ],
+)
+def test_bad_objects(words: list[str], why: str) -> None:
+    with pytest.raises(CommandError, match=why) as refused:
+        naming.wanted(words)
+    assert refused.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (["gett"], 2, "did you mean 'get'?"),
+        (["get", "pods", "--nope"], 2, "No such option"),
+        (["get", "pods", "-o", "xml"], 2, "xml"),
+        (["get", "pods", "-l", "a=="], 1, ""),
+        (["get", "pods", "-l", "=a"], 2, "is not a label key"),
+        (["get", "pods", "--field-selector", "x=1"], 2, "cannot be selected"),
+        (["get", "pod", "a", "-A"], 2, "use -n"),
+        (["get", "pods", "-A", "-n", "x"], 2, "exclude each other"),
+        (["delete", "pods"], 2, "which Pods?"),
+        (["delete", "pod", "a", "--all"], 2, "exclude"),
+        (["scale", "pod/a", "--replicas", "1"], 2, "has no replicas"),
+        (["scale", "deploy/a", "--replicas", "-1"], 2, "-1"),
+        (["exec", "-t", "a", "--", "ls"], 2, "not supported yet"),
+        (["exec", "a"], 2, "Missing argument"),
+        (["apply"], 2, "Missing option"),
+        (["apply", "-f", "https://example.com/x.yaml"], 1, "addresses are not fetched"),
+        (["apply", "-f", "/nowhere/x.yaml"], 1, "cannot read /nowhere/x.yaml: No such file"),
+        (["apply", "-f", "x", "--timeout", "soon"], 2, "is not a duration"),
+        (["events", "--for", "web"], 2, "write KIND/NAME"),
+        (["get", "pods"], 1, "no cluster is configured"),
+        (["config", "use-context", "x"], 1, "no cluster is configured"),
+    ],
+)
+def test_exit_codes(
+    line: list[str],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("SHOAL_CONFIG", str(tmp_path / "config"))
+    assert run(line) == code
+    assert said in capsys.readouterr().err
+
+
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        assert run([verb, "--help"]) == 0
+    capsys.readouterr()
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
+    assert set(cli.list_commands(None)) == set(VERBS)  # type: ignore[arg-type]
+
+
+HEAVY = ("grpc", "google.protobuf", "yaml", "cryptography", "asyncio", "numpy", "aiohttp")
+PROBE = """
+import sys
+from shoal.deploy.cli.main import run
+code = run(sys.argv[1:])
+print(",".join(sys.modules))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "line", [["--help"], ["completion", "zsh"], *([verb, "--help"] for verb in VERBS)], ids=" ".join
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(line: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE, *line], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.rsplit("\n", 2)[-2].split(",")
+    assert [name for name in modules if name in HEAVY] == []
+
+
+def test_completion_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert run(["completion", shell]) == 0
+        assert "_SHOAL_COMPLETE" in capsys.readouterr().out
+
+
+# ---- contexts ----
+GOOD = """\
+current-context: a
+contexts:
+- name: a
+  servers: ["127.0.0.1:7600"]
+  ca: ca.crt
+  certificate: /abs/admin.crt
+  key: |
+    -----BEGIN PRIVATE KEY-----
+    x
+"""
+
+
+def config(tmp_path: Path, text: str) -> contexts.Config:
+    path = tmp_path / "config"
+    path.write_text(text)
+    return contexts.load(path)
+
+
+def test_contexts(tmp_path: Path) -> None:
+    chosen = config(tmp_path, GOOD).choose(None)
+    assert (chosen.ca, chosen.certificate) == (str(tmp_path / "ca.crt"), "/abs/admin.crt")
+    assert chosen.pem("key").startswith(b"-----BEGIN")
+    with pytest.raises(CommandError, match=r"cannot read the ca file .*ca.crt: No such file"):
+        chosen.pem("ca")
+    with pytest.raises(CommandError, match='there is no context "b"'):
+        config(tmp_path, GOOD).choose("b")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("contexts:", "context:", "must hold current-context"),
+        ("  ca: ca.crt\n", "", r"contexts\[0\].ca: is missing"),
+        ("name: a", "name: 5", r"contexts\[0\].name: is missing or not a text"),
+        ("  ca:", "  cacert:", r"contexts\[0\].cacert: unknown field"),
+        ('["127.0.0.1:7600"]', "127.0.0.1", "must be a list of host:port"),
+        ("contexts:", "contexts: [", "is not valid YAML"),
+        ("current-context: a", "current-context: [a]", "must hold current-context"),
+    ],
+)
+def test_bad_contexts(old: str, new: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=why):
+        config(tmp_path, GOOD.replace(old, new))
+
+
+def test_contexts_are_written_for_their_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "deep/config"
+    made = contexts.Context("dev", ("127.0.0.1:1",), "/ca", "/crt", "/key")
+    contexts.put(made, path=path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert contexts.load(path).choose(None) == made
+    contexts.put(contexts.Context("other", ("h:1",), "/ca", "/crt", "/key", "team"), path=path, use=False)
+    assert contexts.load(path).current == "dev"
+    contexts.remove("dev", path=path)
+    assert contexts.load(path).choose(None).namespace == "team"
+    assert os.listdir(path.parent) == ["config"]

@@ -1,0 +1,249 @@
+"""What the command prints, from messages alone."""
+
+import pytest
+
+from shoal.deploy.cli.options import DURATION
+from shoal.deploy.cli.printers import status, text
+from shoal.deploy.cli.printers.details import describe
+from shoal.deploy.cli.printers.happenings import derived, with_derived
+from shoal.deploy.cli.printers.images import image_rows
+from shoal.deploy.cli.printers.tables import COLUMNS, headings, row_of
+from shoal.deploy.cli.printers.whole import sort_value, whole_text
+from shoal.proto.kinds import CLASSES
+from shoal.proto.v1 import objects_pb2 as o
+
+NOW = 1_800_000_000.0
+
+
+def at(seconds_ago: float) -> o.Time:
+    return o.Time(seconds=int(NOW - seconds_ago))
+
+
+def pod(**status_fields: object) -> o.Pod:
+    made = o.Pod(apiVersion="v1", kind="Pod")
+    made.metadata.name, made.metadata.namespace = "web-1", "default"
+    made.metadata.creationTimestamp.CopyFrom(at(200))
+    made.spec.containers.add(name="nginx", image="nginx:1.27").ports.add(containerPort=80, protocol="TCP")
+    made.spec.nodeName = "node-1"
+    made.status.MergeFrom(o.PodStatus(**status_fields))  # type: ignore[arg-type]
+    return made
+
+
+def container(**fields: object) -> o.ContainerStatus:
+    return o.ContainerStatus(name="nginx", **fields)  # type: ignore[arg-type]
+
+
+WAITING = o.ContainerState(
+    waiting=o.ContainerStateWaiting(reason="ErrImageNeverPull", message="node has no image nginx")
+)
+RUNNING = o.ContainerState(running=o.ContainerStateRunning(startedAt=at(100)))
+KILLED = o.ContainerState(
+    terminated=o.ContainerStateTerminated(
+        exitCode=137, signal=9, reason="OOMKilled", startedAt=at(90), finishedAt=at(50)
+    )
+)
+DONE = o.ContainerState(terminated=o.ContainerStateTerminated(reason="Completed", finishedAt=at(50)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-5, "<invalid>"),
+        (-0.5, "0s"),
+        (0, "0s"),
+        (119, "119s"),
+        (120, "2m"),
+        (200, "3m20s"),
+        (599, "9m59s"),
+        (600, "10m"),
+        (3 * 3600 - 1, "179m"),
+        (3 * 3600, "3h"),
+        (5 * 3600 + 600, "5h10m"),
+        (8 * 3600, "8h"),
+        (47 * 3600, "47h"),
+        (48 * 3600, "2d"),
+        (51 * 3600, "2d3h"),
+        (8 * 86400, "8d"),
+        (729 * 86400, "729d"),
+        (731 * 86400, "2y1d"),
+        (9 * 365 * 86400, "9y"),
+    ],
+)
+def test_ages(seconds: float, shown: str) -> None:
+    assert text.age(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [(0, "0B"), (999, "999B"), (1000, "1kB"), (12_345, "12.3kB"), (187_000_000, "187MB"), (2 * 10**12, "2TB")],
+)
+def test_sizes(amount: int, shown: str) -> None:
+    assert text.size(amount) == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("100ms", 0.1)]
+)
+def test_durations(written: str, seconds: float) -> None:
+    assert DURATION.convert(written, None, None) == seconds
+
+
+@pytest.mark.parametrize("written", ["", "x", "5 m", "-5s", "5y", "m5"])
+def test_bad_durations(written: str) -> None:
+    with pytest.raises(Exception, match="is not a duration"):
+        DURATION.convert(written, None, None)
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert text.clean("a\x1b[31mb\nc") == "a\N{REPLACEMENT CHARACTER}[31mb c"
+    hostile = pod(phase="Running", reason="\x1b]0;owned\x07")
+    assert "\x1b" not in "".join(row_of(hostile, NOW)) + "".join(describe(hostile, NOW, []))
+
+
+def test_tables_stay_aligned_over_several_calls() -> None:
+    widths: list[int] = []
+    assert list(text.table([["NAME", "X"], ["ab", "1"]], widths)) == ["NAME   X", "ab     1"]
+    assert list(text.table([["c", "2"]], widths)) == ["c      2"]
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        (pod(phase="Pending"), "Pending"),
+        (pod(phase="Pending", containerStatuses=[container(state=WAITING)]), "ErrImageNeverPull"),
+        (pod(phase="Running", containerStatuses=[container(state=RUNNING, ready=True)]), "Running"),
+        (pod(phase="Running", containerStatuses=[container(state=KILLED)]), "OOMKilled"),
+        (pod(phase="Succeeded", containerStatuses=[container(state=DONE)]), "Completed"),
+        (
+            pod(phase="Running", containerStatuses=[container(state=RUNNING, ready=True), container(state=DONE)]),
+            "NotReady",
+        ),
+        (pod(phase="Failed", reason="Lost", containerStatuses=[container(state=RUNNING, ready=True)]), "Lost"),
+        (pod(), "Unknown"),
+    ],
+)
+def test_status_of_pods(made: o.Pod, shown: str) -> None:
+    assert status.pod_status(made) == shown
+
+
+def test_a_pod_that_is_deleted_is_terminating() -> None:
+    made = pod(phase="Running", containerStatuses=[container(state=RUNNING, ready=True)])
+    made.metadata.deletionTimestamp.CopyFrom(at(1))
+    assert status.pod_status(made) == "Terminating"
+
+
+def test_rows_of_pods() -> None:
+    made = pod(phase="Running", podIP="10.244.1.2", containerStatuses=[
+        container(state=RUNNING, ready=True, restartCount=2, lastState=KILLED)
+    ])  # fmt: skip
+    assert row_of(made, NOW) == ["web-1", "1/1", "Running", "2 (50s ago)", "3m20s"]
+    wide = row_of(made, NOW, wide=True, namespace=True, labels=True, prefix="pod/")
+    assert wide == ["default", "pod/web-1", "1/1", "Running", "2 (50s ago)", "3m20s", "10.244.1.2", "node-1", "<none>"]
+
+
+@pytest.mark.parametrize("kind", sorted(CLASSES))
+@pytest.mark.parametrize("wide", [False, True])
+def test_every_kind_has_as_many_cells_as_headings_even_when_empty(kind: str, wide: bool) -> None:
+    empty = CLASSES[kind](kind=kind)
+    cells = row_of(empty, NOW, wide=wide, namespace=True, labels=True)
+    assert len(cells) == len(headings(kind, wide=wide, namespace=True, labels=True))
+    assert describe(empty, NOW, [])
+    assert COLUMNS[kind].coloured in ("", *COLUMNS[kind].normal)
+
+
+def test_rows_of_workloads_and_nodes() -> None:
+    made = o.Deployment(kind="Deployment")
+    made.metadata.name = "web"
+    made.spec.replicas = 3
+    made.spec.selector.matchLabels["app"] = "web"
+    made.spec.selector.matchExpressions.add(key="tier", operator="In", values=["a", "b"])
+    made.status.readyReplicas, made.status.updatedReplicas, made.status.availableReplicas = 2, 3, 2
+    assert row_of(made, NOW, wide=True) == ["web", "2/3", "3", "2", "<unknown>", "", "", "app=web,tier in (a,b)"]
+    node = o.Node(kind="Node")
+    node.metadata.labels["node-role.kubernetes.io/worker"] = ""
+    node.status.conditions.add(type="Ready", status="Unknown")
+    assert row_of(node, NOW)[1:3] == ["NotReady", "worker"]
+
+
+def test_readiness_of_deployments() -> None:
+    made = o.Deployment(kind="Deployment")
+    made.metadata.generation, made.spec.replicas = 2, 2
+    made.status.observedGeneration = 1
+    made.status.replicas = made.status.readyReplicas = made.status.availableReplicas = made.status.updatedReplicas = 2
+    assert status.ready_state(made) == (False, "waiting for the controller")
+    made.status.observedGeneration = 2
+    assert status.ready_state(made)[0]
+    made.status.replicas = 3
+    assert status.ready_state(made) == (False, "2 of 2 ready, 1 old to go")
+    made.status.updatedReplicas = 1
+    assert status.ready_state(made) == (False, "2 of 2 ready, 1 of 2 updated")
+
+
+def test_why_a_pod_is_not_ready() -> None:
+    unplaced = pod(conditions=[o.Condition(type="PodScheduled", status="False", message="0/3 nodes are available")])
+    unplaced.spec.nodeName = ""
+    assert status.why_not_ready(unplaced) == "0/3 nodes are available"
+    waiting = pod(containerStatuses=[container(state=WAITING, lastState=KILLED)])
+    assert status.why_not_ready(waiting) == (
+        "container nginx: ErrImageNeverPull: node has no image nginx; its last run ended with OOMKilled 137"
+    )
+
+
+def test_description_of_a_pod() -> None:
+    made = pod(
+        phase="Running",
+        conditions=[o.Condition(type="PodScheduled", status="True", lastTransitionTime=at(195))],
+        containerStatuses=[container(state=RUNNING, restartCount=1, lastState=KILLED)],
+    )
+    lines = describe(made, NOW, with_derived([], [made]))
+    assert "    State:           Running, since 2027-01-15T07:58:20Z (100s ago)" in lines
+    assert "    Last State:      Terminated: OOMKilled, signal 9" in lines
+    events = lines[lines.index("Events:") + 1 :]
+    assert [line.split()[1] for line in events] == ["Reason", "Scheduled", "Started", "Started", "Ended"]
+
+
+def test_starts_are_derived_from_the_status() -> None:
+    assert derived(pod(phase="Pending")) == []
+    (event,) = derived(pod(containerStatuses=[container(state=RUNNING)]))
+    assert (event.reason, event.lastTimestamp.seconds) == ("Started", int(NOW) - 100)
+
+
+def test_secrets_are_never_shown() -> None:
+    secret = o.Secret(kind="Secret", type="Opaque", data={"password": b"hunter2"})
+    assert "hunter2" not in "\n".join(describe(secret, NOW, []))
+
+
+def test_description_of_a_node_adds_up_requests() -> None:
+    node = o.Node(kind="Node")
+    node.status.allocatable["cpu"].text, node.status.allocatable["memory"].text = "2", "1Gi"
+    one = pod(phase="Running")
+    one.spec.containers[0].resources.requests["cpu"].text = "500m"
+    one.spec.containers[0].resources.requests["memory"].text = "256Mi"
+    ended = pod(phase="Succeeded")
+    ended.spec.containers[0].resources.requests["cpu"].text = "1"
+    lines = describe(node, NOW, [], [one, ended])
+    assert "Asked For:       cpu 500m (25%), memory 256Mi (25%)" in lines
+
+
+def test_images() -> None:
+    nodes = [o.Node(), o.Node()]
+    for index, node in enumerate(nodes):
+        node.metadata.name = f"n{index}"
+        node.status.images.add(names=["nginx:1", "nginx:latest"][: index + 1], sizeBytes=10**6)
+    assert image_rows(nodes) == [["nginx:1", "1MB", "all 2"], ["nginx:latest", "1MB", "n1"]]
+
+
+def test_one_object_is_itself_and_several_are_a_list() -> None:
+    made = o.Namespace(apiVersion="v1", kind="Namespace")
+    assert whole_text([made], "yaml") == "apiVersion: v1\nkind: Namespace"
+    assert '"kind": "List"' in whole_text([made], "json", as_list=True)
+    assert '"items": []' in whole_text([], "json", as_list=True)
+
+
+def test_sorting() -> None:
+    objects = [o.Deployment(), o.Deployment(), o.Deployment()]
+    for obj, replicas in zip(objects, (10, 9, None), strict=True):
+        if replicas is not None:
+            obj.spec.replicas = replicas
+    order = sorted(objects, key=lambda obj: sort_value(obj, "{.spec.replicas}"))
+    assert [obj.spec.replicas for obj in order] == [9, 10, 0]
