@@ -32,8 +32,8 @@ class Listing:
         return {kind: items for kind, items in extra.items() if items}
 
 
-def _ours(pid: str, mark: bytes) -> str | None:
-    """A line for a process that carries the mark or runs Shoal; None for any other."""
+def _ours(pid: str, mark: bytes | None) -> str | None:
+    """A line for a process that carries the mark, or without a mark for one that runs Shoal; None for any other."""
     try:
         environ = Path(f"/proc/{pid}/environ").read_bytes()
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
@@ -42,14 +42,15 @@ def _ours(pid: str, mark: bytes) -> str | None:
         return None
     if state == "Z":
         return None  # ended; only its parent can take it from the table
-    if mark in environ.split(b"\0") or "shoal" in command.split(" ")[0] or "-m shoal." in command:
+    runs_shoal = "shoal" in command.split(" ")[0] or "-m shoal." in command
+    if runs_shoal if mark is None else mark in environ.split(b"\0"):
         return f"{pid} {command[:160]}"
     return None
 
 
 def _processes() -> Iterator[str]:
     own = {str(os.getpid()), str(os.getppid())}
-    mark = f"{MARK}={os.environ.get(MARK, '-')}".encode()
+    mark = f"{MARK}={os.environ[MARK]}".encode() if MARK in os.environ else None
     for name in os.listdir("/proc"):
         if name.isdigit() and name not in own and (line := _ours(name, mark)):
             yield line

@@ -102,7 +102,10 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
         (json.dumps({"run": "/r", "data": "/d"}), "'cgroup_root' is missing"),
         (json.dumps({**GOOD, "run": "relative"}), "run: 'relative' is not an absolute path"),
         (json.dumps({**GOOD, "cgroup_root": "shoal/../x"}), "cgroup_root"),
-        (json.dumps({**GOOD, "cgroup_root": "system.slice"}), "must be a relative path with a part that begins with 'shoal'"),
+        (
+            json.dumps({**GOOD, "cgroup_root": "system.slice"}),
+            "must be a relative path with a part that begins with 'shoal'",
+        ),
     ],
 )
 def test_bad_settings_name_the_field(tmp_path: Path, content: str, message: str) -> None:
