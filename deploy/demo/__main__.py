@@ -86,7 +86,7 @@ def use_it() -> None:
 
 def up(options: argparse.Namespace) -> None:
     say("1. A cluster of real processes: etcd, a master, three nodes")
-    show("up", "--nodes", str(options.nodes))
+    show("up", "--name", options.name, "--nodes", str(options.nodes))
     say("2. Images, made from Debian's packages, onto every node")
     subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], check=True)
     show("image", "load", *(str(path) for path in sorted(IMAGES.glob("*.tar"))))
@@ -122,13 +122,14 @@ def up(options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m shoal.deploy.demo", description=__doc__)
     parser.add_argument("verb", choices=("up", "down"))
+    parser.add_argument("--name", default="dev", metavar="NAME", help="the cluster (dev)")
     parser.add_argument("--nodes", type=int, default=3)
     options = parser.parse_args()
     try:
         if options.verb == "up":
             up(options)
         else:
-            show("down")
+            show("down", "--name", options.name)
     except (DemoFailed, subprocess.CalledProcessError) as fault:
         print(f"demo: {fault}", file=sys.stderr)
         return 1
