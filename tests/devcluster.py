@@ -20,6 +20,7 @@ from shoal.deploy.devcluster.processes import Process, Register, identify
 
 POLL_SECONDS = 0.1
 COMMAND_SECONDS = 90.0  # longer than any patience of the command
+GROUPS, GROUPED = ("image",), 2  # such verbs have two words
 PIDS = Path("/sys/fs/cgroup/pids")  # any hierarchy would do: the runtime joins all of them
 
 
@@ -50,6 +51,7 @@ def pids_inside(pid: int) -> list[int]:
 class Container:
     """A running container: the kernel's word on its PID 1."""
 
+    node: str
     pod: str  # uid
     name: str
     attempt: int
@@ -82,9 +84,14 @@ class Cluster:
             env={**os.environ, **self.environment},
         )
 
+    def attempt(self, *arguments: str, timeout: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
+        """A verb in this cluster's context, whatever its exit code."""
+        verb = GROUPED if arguments[0] in GROUPS else 1
+        return self.run(*arguments[:verb], "--context", self.name, *arguments[verb:], timeout=timeout)
+
     def shoal(self, *arguments: str, timeout: float = COMMAND_SECONDS) -> str:
         """Its output. Raises Unmet with its words when it fails."""
-        done = self.run(arguments[0], "--context", self.name, *arguments[1:], timeout=timeout)
+        done = self.attempt(*arguments, timeout=timeout)
         if done.returncode != 0:
             raise Unmet(f"`shoal {' '.join(arguments)}` ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
@@ -93,6 +100,19 @@ class Cluster:
         """What `shoal get ARGUMENTS` finds."""
         found: list[dict[str, Any]] = json.loads(self.shoal("get", *arguments, "-o", "json"))["items"]
         return found
+
+    def up(self, *arguments: str) -> str:
+        """`shoal up`; its output. Raises Unmet."""
+        return self._lifecycle("up", *arguments)
+
+    def down(self) -> str:
+        return self._lifecycle("down")
+
+    def _lifecycle(self, verb: str, *arguments: str) -> str:
+        done = self.run(verb, "--name", self.name, "--data", str(self.data), *arguments)
+        if done.returncode != 0:
+            raise Unmet(f"`shoal {verb}` ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
 
     # ---- what runs ----
     def part(self, name: str) -> Process | None:
@@ -131,10 +151,10 @@ class Cluster:
         """(pod uid, container name) -> the container, from the cgroups of all nodes."""
         found = {}
         for procs in (PIDS / self.plan.cgroup).glob("*/pods/*/*/cgroup.procs"):
-            uid, run = procs.parts[-3:-1]
+            node, _, uid, run = procs.parts[-5:-1]
             name, _, attempt = run.rpartition("-")
             for process in first_processes(procs):
-                found[uid, name] = Container(uid, name, int(attempt), process)
+                found[uid, name] = Container(node, uid, name, int(attempt), process)
         return found
 
 
