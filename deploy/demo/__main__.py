@@ -18,7 +18,6 @@ EXAMPLES = Path("deploy/examples")  # all commands run in ROOT
 IMAGES = Path(".cache/demo-images")
 BEFORE = ROOT / ".cache/before-demo.json"  # what was on the machine before the cluster came
 SHOAL = Path(sys.executable).with_name("shoal")
-PLAN = DATA_ROOT / "dev/cluster.json"
 WAIT = "180s"
 FETCH_TRIES = 20
 
@@ -90,10 +89,10 @@ def use_it() -> None:
 
 
 def up(options: argparse.Namespace) -> None:
-    if not PLAN.exists():
+    if not (DATA_ROOT / options.name / "cluster.json").exists():
         leftovers.save(leftovers.listing(), BEFORE)
     say("1. A cluster of real processes: etcd, a master, three nodes")
-    show("up", "--nodes", str(options.nodes))
+    show("up", "--name", options.name, "--nodes", str(options.nodes))
     say("2. Images, made from Debian's packages, onto every node")
     subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], cwd=ROOT, check=True)
     show("image", "load", *(str(IMAGES / path.name) for path in sorted((ROOT / IMAGES).glob("*.tar"))))
@@ -126,9 +125,9 @@ def up(options: argparse.Namespace) -> None:
         print(f"    {command} {line}")
 
 
-def down() -> None:
+def down(name: str) -> None:
     """Takes the cluster away and looks whether the machine is as it was."""
-    show("down")
+    show("down", "--name", name)
     before = leftovers.load(BEFORE)
     if before is None:
         return
@@ -143,13 +142,14 @@ def down() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m shoal.deploy.demo", description=__doc__)
     parser.add_argument("verb", choices=("up", "down"))
+    parser.add_argument("--name", default="dev", metavar="NAME", help="the cluster (dev)")
     parser.add_argument("--nodes", type=int, default=3)
     options = parser.parse_args()
     try:
         if options.verb == "up":
             up(options)
         else:
-            down()
+            down(options.name)
     except (DemoFailed, subprocess.CalledProcessError) as fault:
         print(f"demo: {fault}", file=sys.stderr)
         return 1
