@@ -30,7 +30,7 @@ from shoal.agent.images.store import ImageStore
 from shoal.agent.logs import DiskLogFiles
 from shoal.agent.machine import Machine
 from shoal.agent.machines import DevNode, RealMachine
-from shoal.agent.metrics import AgentCollector, StartDurations
+from shoal.agent.metrics import AgentCollector, Durations
 from shoal.agent.network.linux import LinuxNetwork
 from shoal.agent.runtime import seccomp
 from shoal.agent.runtime.client import Client
@@ -139,10 +139,10 @@ async def serve(config: Config) -> None:
         stack.callback(network.close)
         state = DiskState(config.data / "state")
         ports = AgentPorts(runtime, images, network, machine, state, DiskLogFiles(), connector)
-        starts = StartDurations()
+        durations = Durations()
         rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
-        agent = Agent(core_config(config), ports, time.time, rng, starts.observe)
-        await stack.enter_async_context(http_server(config, agent, starts))
+        agent = Agent(core_config(config), ports, time.time, rng, durations)
+        await stack.enter_async_context(http_server(config, agent, durations))
         await run_until(agent, stop)
 
 
@@ -201,10 +201,10 @@ def core_config(config: Config) -> AgentConfig:
 
 # ---- http ----
 @contextlib.asynccontextmanager
-async def http_server(config: Config, agent: Agent, starts: StartDurations) -> AsyncIterator[None]:
+async def http_server(config: Config, agent: Agent, durations: Durations) -> AsyncIterator[None]:
     """/metrics, /healthz and /readyz on the given addresses, and on no other."""
     registry = CollectorRegistry()
-    registry.register(AgentCollector(agent, config.node, starts))
+    registry.register(AgentCollector(agent, config.node, durations))
 
     async def metrics(_: web.Request) -> web.Response:
         await agent.refresh_usage()
