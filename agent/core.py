@@ -19,7 +19,7 @@ from shoal.agent.outbox import Outbox
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.backoff import retry_delay
 from shoal.agent.pods.spec import NodeFacts
-from shoal.agent.pods.worker import NodePorts, Worker
+from shoal.agent.pods.worker import Meter, NodePorts, Worker
 from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeFault, Usage
 from shoal.agent.session import Connector, Session, SessionConfig
 from shoal.agent.state import State
@@ -63,9 +63,9 @@ class Agent:
         ports: AgentPorts,
         now: Callable[[], float],
         rng: random.Random,
-        started: Callable[[float], None] = lambda seconds: None,
+        meter: Meter | None = None,
     ) -> None:
-        """`now` is CLOCK_REALTIME; `started` takes the seconds that each pod needed to run."""
+        """`now` is CLOCK_REALTIME."""
         self.restored = False
         self.usage: Mapping[ContainerID, Usage] = {}
         self._config = config
@@ -86,7 +86,7 @@ class Agent:
         )
         self.outbox = Outbox(0)
         node_ports = NodePorts(ports.runtime, ports.images, ports.network, ports.state, ports.logs)
-        self.worker = Worker(node_ports, node, now, lambda report: self.outbox.put(report), started)
+        self.worker = Worker(node_ports, node, now, lambda report: self.outbox.put(report), meter)
         self.network = NodeNetwork(ports.network, self._network_changed)
         self.sync = Sync(config.node, node_ports, self.worker, self.network, now)
         self.tunnels = Tunnels(
