@@ -46,6 +46,7 @@ log = logging.getLogger("shoal.agent")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 # What a machine can be at fault with: a message says what, and no trace of ours helps.
 FAULTS = (StateFault, RuntimeFault, ImageFault, NetworkFault, CgroupError, seccomp.ProfileError, OSError)
+RESOLVED = Path("/run/systemd/resolve/resolv.conf")
 FIRST_CONTACT_S = 15.0  # with the spawner; afterwards the agent goes on and tries again
 
 
@@ -186,11 +187,6 @@ def open_machine(config: Config) -> Machine:
 
 
 def core_config(config: Config) -> AgentConfig:
-    try:
-        resolv_conf = config.resolv_conf.read_text()
-    except OSError as fault:
-        log.warning("%s cannot be read, pods get none: %s", config.resolv_conf, fault)
-        resolv_conf = ""
     return AgentConfig(
         node=config.node,
         address=config.address,
@@ -198,9 +194,25 @@ def core_config(config: Config) -> AgentConfig:
         log_root=str(config.data / "logs"),
         labels={"kubernetes.io/hostname": config.node, **config.labels},
         metrics_port=config.http[0][1] if config.http else 0,
-        resolv_conf=resolv_conf,
+        resolv_conf=pod_resolv_conf(config.resolv_conf, RESOLVED),
         reserved=config.reserved,
     )
+
+
+def pod_resolv_conf(path: Path, upstream: Path) -> str:
+    """The node's resolv.conf for its pods. One that names nobody but the node's own resolver is of no use inside of
+    them: then systemd-resolved's list of its servers, `upstream`, takes its place."""
+    try:
+        text = path.read_text()
+        servers = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver ") and line.split()[1:]]
+        if servers and all(server.startswith("127.") or server == "::1" for server in servers):
+            if upstream.exists():
+                return upstream.read_text()
+            log.warning("%s names only this node's own resolver %s, which no pod can reach", path, ", ".join(servers))
+        return text
+    except (OSError, UnicodeDecodeError) as fault:
+        log.warning("%s cannot be read, pods get none: %s", path, fault)
+        return ""
 
 
 # ---- http ----

@@ -63,6 +63,7 @@ class Counts:
     started: int = 0
     start_errors: int = 0
     restarts: int = 0
+    errors: int = 0  # events that a machine could not handle: a bug, or a pod that should have been refused
 
 
 class Meter(Protocol):
@@ -128,7 +129,12 @@ class Worker:
         if machine is None or self._closed:
             return
         before = machine.phase
-        instructions = machine.handle(event, self._now())
+        try:
+            instructions = machine.handle(event, self._now())
+        except Exception:  # what one pod holds must not end the agent, and with the next agent again
+            self.counts.errors += 1
+            log.exception("pod %s: %s cannot be handled", uid, type(event).__name__)
+            return
         if before != machine.phase == RUNNING_PHASE and not isinstance(event, i.Begin):
             self._meter.observe_start(max(self._now() - machine.record.start_time, 0.0))
         for instruction in instructions:

@@ -306,9 +306,10 @@ class Supervisor:
             raise launch.LaunchError(error["reason"], error["message"], error["exit_code"])
         if known is not None and run.started is None:
             self._write_started(known)  # the disk had refused it
+        if known is None and run.intent is not None and not run.ended:
+            self._resolve_start(run)  # an earlier call could not clean up after a start that had failed
+            return self._start(message)
         if known is None and not run.ended:
-            if run.intent is not None:
-                raise wire.Refused(f"{pod}/{name}/{attempt} is in an unknown state: the records are damaged")
             spec = message["spec"]
             if not isinstance(spec, dict) or list((spec.get("id") or {}).values()) != [pod, name, attempt]:
                 raise wire.Refused(f"the spec is not the one of {pod}/{name}/{attempt}")

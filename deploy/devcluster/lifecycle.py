@@ -163,6 +163,8 @@ def take_down(name: str, folder: Path, keep_data: bool) -> bool:
     check_name(name)
     plan = load(folder)
     if plan is None:
+        if Register(RUN_ROOT / name).get("keeper") is not None or Register(RUN_ROOT / name / "processes").names():
+            raise Refusal(f"cluster {name} runs, but its data is not in {folder}: say --data FOLDER as at `shoal up`")
         return False
     keeper = keeper_of(plan)
     if keeper is not None:

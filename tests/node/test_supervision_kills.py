@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.agent.runtime import cgroups
+from shoal.agent.runtime import cgroups, records
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.port import ContainerID, ContainerState, RuntimeFault, RuntimeGone, StartError
 from tests.node.runtime_contract import until_exit
@@ -190,6 +190,22 @@ async def test_a_supervisor_that_dies_in_mid_start(world: World, point: str) -> 
         assert len(await persistent(client.list)) == 1
         again = replace(spec, id=ContainerID(pod, "main", 1))
         assert (await persistent(lambda: client.start(again))).exit is None
+
+
+async def test_a_start_that_could_not_be_cleaned_up_is_resolved_later(world: World) -> None:
+    """An intent without an end, under a living supervisor: processes had refused to die, or the disk a record."""
+    async with world.client() as client:
+        pod = world.pod()
+        await client.ensure_sandbox(world.sandbox(pod))
+        spec = world.spec(pod, TICKER)
+        folder = records.run_folder(world.settings.data, pod, "main", 0)
+        os.makedirs(folder)
+        records.write(folder, "intent", {"spec": {}, "seccomp": "", "boot": "", "at": 0.0})
+        for _ in range(2):
+            with pytest.raises(StartError, match="nothing of it had run"):
+                await client.start(spec)
+        again = replace(spec, id=ContainerID(pod, "main", 1))
+        assert (await client.start(again)).exit is None
 
 
 @pytest.mark.parametrize("point", ["ended", "recorded"])

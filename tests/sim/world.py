@@ -100,6 +100,8 @@ class SimNode:
 
     def check(self) -> None:
         """Raises what ended the agent, if something did."""
+        if self.agent is not None and self.agent.worker.counts.errors:
+            raise AssertionError(f"a pod's machine on {self.name} failed: see its traceback with --logs")
         if self._task is not None and self._task.done():
             self._task.result()
             raise AssertionError(f"agent {self.name} ended by itself")

@@ -9,7 +9,7 @@ import pytest
 
 from shoal.agent.config import Config, ConfigError, check, load
 from shoal.agent.machine import Capacity
-from shoal.agent.main import EXIT_USAGE, main, parse
+from shoal.agent.main import EXIT_USAGE, main, parse, pod_resolv_conf
 from shoal.agent.runtime.settings import load as load_settings
 from shoal.agent.spawn import main as spawn
 from shoal.agent.spawn import prepare, settings_of
@@ -115,3 +115,21 @@ def test_a_file_that_cannot_be_used_ends_the_program_with_a_message(
         file.write_text(text)
     assert main(["--config", str(file)]) == EXIT_USAGE
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nameserver 127.0.0.53\nsearch x\n", "nameserver 10.0.0.2\n"),
+        ("nameserver 127.0.0.1\nnameserver ::1\n", "nameserver 10.0.0.2\n"),
+        ("nameserver 127.0.0.1\nnameserver 10.0.0.9\n", "nameserver 127.0.0.1\nnameserver 10.0.0.9\n"),
+        ("# nobody\nnameserver\n", "# nobody\nnameserver\n"),
+    ],
+)
+def test_pods_get_name_servers_that_they_can_reach(tmp_path: Path, text: str, expected: str) -> None:
+    own, upstream = tmp_path / "resolv.conf", tmp_path / "upstream"
+    own.write_text(text)
+    upstream.write_text("nameserver 10.0.0.2\n")
+    assert pod_resolv_conf(own, upstream) == expected
+    assert pod_resolv_conf(own, tmp_path / "none") == text
+    assert pod_resolv_conf(tmp_path / "none", upstream) == ""

@@ -100,6 +100,22 @@ def test_an_image_that_a_pod_nobody_knows_held_is_given_free() -> None:
     sim.run(0, main())
 
 
+def test_a_pod_that_cannot_be_handled_costs_nobody_else() -> None:
+    async def main() -> None:
+        world = World()
+        bad = make_pod()
+        bad.metadata.uid, bad.metadata.name = "bad", "bad"
+        bad.spec.containers[0].resources.limits["memory"].text = "much"
+        async with world.running() as agent:
+            pipe = await world.master.welcomed(-1, bad, make_pod())
+            await world.reports(pipe, UID, lambda r: r.status.phase == "Running")
+            agent._images_stale.set()
+            await asyncio.sleep(5)
+            assert agent.connected and agent.worker.counts.errors > 0
+
+    sim.run(0, main())
+
+
 def _ended(world: World) -> bool:
     return any(report.ended for pipe in world.master.sessions for report in newest(pipe, UID))
 
