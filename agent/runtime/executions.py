@@ -39,15 +39,16 @@ class Executions:
         """Makes the ends, calls `start` with the process's three, and gives ours by name: terminal, or stdin (if
         wanted), stdout and stderr; then status and pidfd. They are the caller's to close."""
         ours, theirs = open_ends(terminal=terminal, stdin=stdin)
+        status = -1
         try:
+            ours["status"], status = os.pipe2(os.O_CLOEXEC)  # before the start: out of descriptors, nothing may run
             launched = start(theirs)
+            ours["pidfd"] = os.dup(launched.pidfd)
         except BaseException:
-            wire.close_all(list(ours.values()))
+            wire.close_all([*ours.values(), status])
             raise
         finally:
             wire.close_all(sorted(set(theirs)))
-        ours["status"], status = os.pipe2(os.O_CLOEXEC)
-        ours["pidfd"] = os.dup(launched.pidfd)
         self._count += 1
         self._add(Execution(f"{PREFIX}{self._count}", launched.pid, launched.pidfd, status, True))
         return ours
