@@ -11,6 +11,7 @@ import random
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import shoal
@@ -31,6 +32,7 @@ from shoal.master.ports import Stream, StreamClosed, TunnelStream
 from shoal.master.recorder import Recorder
 from shoal.master.scheduling import SchedulingLoop
 from shoal.master.store.port import Port
+from shoal.master.store.space import make_room
 from shoal.master.store.store import Store
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
@@ -40,6 +42,7 @@ log = logging.getLogger("shoal.master")
 
 RETRY_SECONDS = 0.5
 WATCH_LEASE_SECONDS = 0.5
+BLIND_SECONDS = 2.0  # a loop that stood still for longer has heard nobody meanwhile
 NODE_CONTROLLER = "node"
 
 
@@ -72,7 +75,7 @@ class Master:
         self.meters = meters
         self._port, self._now, self._clock, self._rng = port, now, clock, rng
         self._identity = f"{settings.name}-{rng.getrandbits(64):016x}"
-        self.election = Election(port, renewer, settings.advertise, self._identity, clock)
+        self.election = Election(port, renewer, settings.advertise, self._identity, clock, partial(make_room, port))
         self.service = ClusterService(self.store, self, now, self.version)
         self._incarnation = ""
         self._etcd_version = ""
@@ -257,6 +260,7 @@ class Term:
         self._clock = asyncio.get_running_loop().time
         nodes = sum(1 for _ in master.store.view.all("Node"))
         self._judging_since = self._clock() + nodes / config.admissions_per_second  # all have had time to come back
+        self._awake = self._clock()
 
     def size(self) -> int:
         """Objects that this term begins with, by a rough count."""
@@ -280,6 +284,7 @@ class Term:
     async def _watch_lease(self) -> None:
         """Ends with the leadership. Meanwhile, without etcd nobody is judged by silence."""
         while not self.leadership.lost.is_set():
+            self._notice_blindness()
             if not self.leadership.valid():
                 self._judging_since = max(self._judging_since, self._clock())
             try:
@@ -288,7 +293,17 @@ class Term:
             except TimeoutError:
                 pass
 
+    def _notice_blindness(self) -> None:
+        """A process that was stopped, or busy for long, has not read the heartbeats that lie in its sockets: what it
+        did not hear counts from now on."""
+        now = self._clock()
+        if now - self._awake > WATCH_LEASE_SECONDS + BLIND_SECONDS:
+            log.warning("stood still for %.1f s: nodes are judged by silence from now on", now - self._awake)
+            self._judging_since = max(self._judging_since, now)
+        self._awake = now
+
     def _beats(self) -> Beats:
+        self._notice_blindness()
         return Beats(self._clock(), self.dispatcher.last_seen, self._judging_since, self.dispatcher.period())
 
     def _joined(self, _node: str) -> None:

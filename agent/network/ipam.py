@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -47,17 +47,29 @@ class Leases:
     def held(self) -> Mapping[str, IPv4Address]:
         return self._held
 
-    def take(self, uid: str, cidr: IPv4Network) -> IPv4Address:
-        """The pod's address, the same one each time it is asked. Raises RangeFull, OSError (disk)."""
-        if uid in self._held and self._held[uid] in cidr:
-            return self._held[uid]
-        address = next_address(cidr, set(self._held.values()), self._last)
-        self._write({**self._held, uid: address}, address)
-        return address
+    def take(self, uids: Sequence[str], cidr: IPv4Network) -> dict[str, IPv4Address]:
+        """The pods' addresses, the same ones each time they are asked; one write for all of them. When the range ends
+        the last go without one; RangeFull when it is the first. Raises OSError (disk)."""
+        held, last = dict(self._held), self._last
+        found: dict[str, IPv4Address] = {}
+        for uid in uids:
+            if uid not in held or held[uid] not in cidr:
+                try:
+                    held[uid] = last = next_address(cidr, set(held.values()), last)
+                except RangeFull:
+                    if not found:
+                        raise
+                    break
+            found[uid] = held[uid]
+        if held != self._held:
+            self._write(held, last)
+        return found
 
-    def free(self, uid: str) -> None:
-        if uid in self._held:
-            self._write({other: a for other, a in self._held.items() if other != uid}, self._last)
+    def free(self, uids: Collection[str]) -> None:
+        """One write for all of them; what holds no address is no error."""
+        left = {uid: address for uid, address in self._held.items() if uid not in uids}
+        if left != self._held:
+            self._write(left, self._last)
 
     def _write(self, held: dict[str, IPv4Address], last: IPv4Address | None) -> None:
         state = {"last": str(last) if last else None, "held": {uid: str(a) for uid, a in held.items()}}
