@@ -13,6 +13,7 @@ from shoal.agent.machine import Capacity
 from shoal.agent.machines import DEFAULT_PODS, Overrides
 from shoal.agent.node import Reserved
 from shoal.proto import quantity
+from shoal.proto.logs import FORMATS
 
 DEFAULT_DATA = "/var/lib/shoal"
 DEFAULT_RUN = "/run/shoal"
@@ -37,6 +38,7 @@ KEYS = {
     "spawner": str,
     "resolv_conf": str,
     "log_level": str,
+    "log_format": str,
 }
 REQUIRED = ("node", "masters", "ca", "certificate", "key", "address")
 
@@ -65,6 +67,7 @@ class Config:
     spawner: str = "own"  # the agent starts it; "external": a unit of its own does
     resolv_conf: Path = Path("/etc/resolv.conf")
     log_level: str = "INFO"
+    log_format: str = "logfmt"
 
     def overrides(self) -> Overrides:
         get = self.capacity.get
@@ -140,6 +143,10 @@ def _value(name: str, value: Any) -> Any:
             if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
                 raise ValueError(f"{value!r} is not one of DEBUG, INFO, WARNING, ERROR")
             return value.upper()
+        case "log_format":
+            if value not in FORMATS:
+                raise ValueError(f"{value!r} is not one of {', '.join(FORMATS)}")
+            return value
         case "spawner":
             if value not in ("own", "external"):
                 raise ValueError(f"{value!r} is neither own (the agent starts it) nor external (a unit does)")

@@ -38,6 +38,7 @@ from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
 from shoal.agent.runtime.settings import SettingsError
 from shoal.agent.spawn import settings_of
 from shoal.agent.state import DiskState, StateFault
+from shoal.proto import logs
 
 log = logging.getLogger("shoal.agent")
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as fault:
         print(fault, file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
-    start_logging(config.log_level)
+    logs.set_up(config.log_format, config.log_level)
     try:
         if os.geteuid() != 0:
             raise CannotRun("the agent makes namespaces and cgroups: run it as root")
@@ -93,6 +94,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Path | None, dict[str, Any]]:
     parser.add_argument("--label", type=pairs, dest="labels", metavar="key=value,...")
     parser.add_argument("--boot-id", dest="boot_id", help="instead of the machine's own")
     parser.add_argument("--log-level", dest="log_level")
+    parser.add_argument("--log-format", dest="log_format", help="logfmt or json")
     flags = vars(parser.parse_args(argv))
     return flags.pop("config"), flags
 
@@ -102,15 +104,6 @@ def pairs(text: str) -> dict[str, str]:
     if not all(equals for _, equals, _ in items):
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value,key=value")
     return {key: value for key, _, value in items}
-
-
-def start_logging(level: str) -> None:
-    """One line per event on stderr: time, level, part, sentence."""
-    logging.Formatter.converter = time.gmtime
-    form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    handler = logging.StreamHandler()
-    handler.setFormatter(form)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from shoal.agent.runtime.trees import delete_tree
 
 RESERVED = 4096  # bytes, one block: every started and exit record fits into it
 UNKNOWN = "ContainerStatusUnknown"
@@ -194,9 +195,4 @@ def discard(data: str, path: str, label: str) -> None:
 
 def sweep(data: str) -> int:
     """Deletes what lies in the trash; the number of entries that could not be deleted."""
-    left = 0
-    for entry in _entries(f"{data}/trash"):
-        path = f"{data}/trash/{entry}"
-        shutil.rmtree(path, ignore_errors=True)
-        left += os.path.lexists(path)
-    return left
+    return sum(not delete_tree(f"{data}/trash/{entry}") for entry in _entries(f"{data}/trash"))

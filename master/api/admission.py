@@ -33,9 +33,11 @@ class Stamp:
     index: int
     now: float
 
-    @property
-    def uid(self) -> uuid.UUID:
-        return uuid.uuid5(UIDS, f"{self.request_id}/{self.index}")
+    def uid(self, obj: Object) -> uuid.UUID:
+        """The same for each retry; another for another object, also when a client uses a request id twice."""
+        meta = obj.metadata
+        name = meta.name or f"{meta.generateName}*"
+        return uuid.uuid5(UIDS, f"{self.request_id}/{self.index}/{obj.kind}/{meta.namespace}/{name}")
 
 
 def check_request(request_id: str, count: int) -> None:
@@ -87,7 +89,7 @@ def normal_key(key: c.Key) -> Key:
 def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
     """Turns what was sent into what is stored, in place. Raises Fault."""
     meta = obj.metadata
-    uid = stamp.uid
+    uid = stamp.uid(obj)
     if not meta.name and meta.generateName:
         meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
     _clear_servers_fields(obj)

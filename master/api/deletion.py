@@ -98,8 +98,11 @@ def has_generation(obj: Object) -> bool:
 
 
 def may_go(obj: Object) -> bool:
-    """Whether a deleted object whose last finalizer was taken away can be removed right now."""
+    """Whether a deleted object whose last finalizer was taken away can be removed right now. A pod on a node goes when
+    its agent has reported its end: the grace is 0 and the phase final then."""
     meta = obj.metadata
     if not meta.HasField("deletionTimestamp") or meta.finalizers or isinstance(obj, o.Namespace):
         return False
-    return not isinstance(obj, o.Pod) or not obj.spec.nodeName or meta.deletionGracePeriodSeconds == 0
+    if not isinstance(obj, o.Pod) or not obj.spec.nodeName:
+        return True
+    return meta.deletionGracePeriodSeconds == 0 and obj.status.phase in FINAL_PHASES

@@ -192,8 +192,9 @@ class Writes:
                 return Attempt(answer=c.WriteResult(action="deleted"))
             raise NotFound(f"{key} not found")
         change = deletion.plan(self._store.view, record, wish, self._now())
-        if isinstance(change, Delete):
+        if not request.dry_run:
             self._remember(request.request_id, key)
+        if isinstance(change, Delete):
             last = c.WriteResult(action="deleted", object=envelope_of(record))
             return Attempt(change, action="deleted", answer=None if not request.dry_run else last)
         return Attempt(change, action="deleted")
@@ -342,11 +343,12 @@ def _scaled(request: c.ScaleRequest) -> Callable[[Object], Object]:
     def change(old: Object) -> Object:
         new = clone(old)
         assert isinstance(new, o.Deployment | o.ReplicaSet)
+        if new.spec.replicas == request.replicas:
+            return new  # also when the precondition fails: this may be a retry that finds its own result
         if request.HasField("current_replicas") and new.spec.replicas != request.current_replicas:
             raise Conflict(f"{key_of(old)} has {new.spec.replicas} replicas now, not {request.current_replicas}")
-        if new.spec.replicas != request.replicas:
-            new.spec.replicas = request.replicas
-            new.metadata.generation += 1
+        new.spec.replicas = request.replicas
+        new.metadata.generation += 1
         return new
 
     return change

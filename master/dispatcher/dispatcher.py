@@ -116,8 +116,9 @@ class Dispatcher:
         return self._sessions
 
     def period(self) -> float:
-        """Seconds between two heartbeats of one node: all of them together stay under a fixed rate."""
-        return max(self._config.heartbeat_period, len(self._sessions) / self._config.beats_per_second)
+        """Seconds between two heartbeats of one node: all of them together stay under a fixed rate, also once those
+        are back that have no session now."""
+        return max(self._config.heartbeat_period, len(self.table) / self._config.beats_per_second)
 
     # ---- life ----
     async def run(self) -> None:
@@ -175,6 +176,8 @@ class Dispatcher:
         if new is None and (session := self._sessions.get(name)) is not None:
             log.info("node %s was deleted: its session ends", name)
             session.close()
+        if new is None:
+            self._last_seen.pop(name, None)
         changed = self.table.drop(name) if new is None else self.table.put(new)
         if changed:
             self._spread(name, event.revision)

@@ -24,7 +24,7 @@ from shoal.master.core import Master, Settings
 from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
 from shoal.master.election import TaskRenewer
 from shoal.master.metrics import Meters
-from shoal.master.model import KINDS, Fault, Record, key_of
+from shoal.master.model import KINDS, Fault, Key, Record, key_of
 from shoal.master.store.memory import Faults, Memory, MemoryEtcd
 from shoal.proto.v1 import cluster_pb2 as c
 from tests.sim.link import AgentEnd, MasterEnd, Weather, Wire
@@ -162,13 +162,15 @@ class SimMaster:
         """kill -9: the lease is not given back."""
         if self.port is not None:
             self.port.cut_off()
-        self.core = None
+        core, self.core = self.core, None
         for wire in self._wires:
             wire.cut()
         tasks = [*self._serving, *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if core is not None:
+            await core.close()
         self._task = None
 
     def accept(self, wire: Wire, node: SimNode) -> None:
@@ -198,7 +200,7 @@ class SimMaster:
 class Acknowledged:
     """A write that a caller was told had succeeded."""
 
-    key: str
+    key: Key
     uid: str
     revision: int
 
@@ -218,6 +220,7 @@ class World:
         self.acknowledged: list[Acknowledged] = []
         self.log: list[str] = []
         self.verbose = False
+        self.watched = 0  # revisions that the watching client was told of
 
     def fork(self) -> random.Random:
         self._forks += 1
@@ -293,9 +296,7 @@ class World:
         for result in response.results:
             if not result.failure.reason and result.object.revision and result.action in ("created", "configured"):
                 message = KINDS[result.object.kind].FromString(result.object.body)
-                self.acknowledged.append(
-                    Acknowledged(str(key_of(message)), message.metadata.uid, result.object.revision)
-                )
+                self.acknowledged.append(Acknowledged(key_of(message), message.metadata.uid, result.object.revision))
 
     def running(self, node: str) -> set[ContainerID]:
         """Containers that live on a node now."""

@@ -53,7 +53,7 @@ def test_a_real_machine_needs_little() -> None:
         "n1", ("10.0.0.254:7000", "[fd00::1]:7000"), Path("/c/ca.crt"), Path("/c/n1.crt"), Path("/c/n1.key"), "10.0.0.1"
     )
     assert config.dev_capacity() is None
-    unit = check(GOOD | {"cgroup": "system.slice/shoal-spawner.service", "data": "/d"}, "agent.yaml")
+    unit = check(GOOD | {"cgroup": "machine.slice/shoal", "data": "/d"}, "agent.yaml")
     assert settings_of(unit).data == "/d/runtime"
 
 

@@ -246,14 +246,18 @@ def test_a_runtime_that_is_away_is_waited_for() -> None:
             assert any("runtime" in fault for fault in agent.unready())
             world.runtime.come_back()
             await until(lambda: UID in agent.worker.machines and agent.worker.machines[UID].phase == "Running")
+            await until(lambda: not agent.unready())
             world.runtime.gone = True
             world.runtime.crash(ContainerID(UID, "app", 0))
+            await until(lambda: any("runtime" in fault for fault in agent.unready()))
+            await agent.refresh_usage()  # the records on disk answer without the spawner
             await asyncio.sleep(3)
+            assert any("runtime" in fault for fault in agent.unready())
             world.runtime.come_back()
             facts = agent.worker.machines[UID].container("app")
             assert facts is not None
             await until(lambda: facts.live and facts.restarts == 1)
-            assert not agent.unready()
+            await until(lambda: not agent.unready())
         await kill(master)
 
     sim.run(0, main())

@@ -23,9 +23,9 @@ from shoal.master.dispatcher import assignments, nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.tunnels import PER_NODE, Tunnels
 from shoal.master.http_server import targets
-from shoal.master.logs import Json, Logfmt
 from shoal.master.metrics import Meters, StateCollector
 from shoal.master.model import Conflict, Create, Key, Unavailable
+from shoal.proto.logs import Json, Logfmt
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
