@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shoal.master.api import admission, deletion
-from shoal.master.api.faults import Invalid, failure_of
+from shoal.master.api.faults import Forbidden, Invalid, failure_of
 from shoal.master.model import (
     KINDS,
     AlreadyExists,
@@ -106,9 +106,11 @@ class Writes:
 
         def attempt(index: int) -> Attempt:
             message = admission.decode(request.objects[index])
-            key, revision = key_of(message), request.objects[index].revision
+            key, revision = key_of(message), admission.precondition(request.objects[index], message)
+            if request.status_only and key.kind in admission.STATUS_BY_AGENT:
+                raise Forbidden(f"{key}: its status is written by its node's agent and the master only")
             edit = Edit(_successor(message, request.status_only))
-            done = self._already_so(key, message, revision, request.status_only)
+            done = self._already_so(key, edit, revision)
             change = Modify(key, edit, revision=0 if done else revision)
             return Attempt(change, edit, "configured")
 
@@ -176,10 +178,11 @@ class Writes:
         if not message.metadata.name:
             raise Invalid("apply needs metadata.name: with generateName use create")
         manifest = _manifest(message)
-        key = key_of(message)
+        key, revision = key_of(message), admission.precondition(envelope, message)
         if self._store.view.record(key) is not None:
             edit = Edit(_applied(message, manifest))
-            return Attempt(Modify(key, edit), edit, "configured")
+            done = self._already_so(key, edit, revision)
+            return Attempt(Modify(key, edit, revision=0 if done else revision), edit, "configured")
         message.metadata.annotations[LAST_APPLIED] = manifest
         admission.prepare_create(self._store.view, message, stamp)
         return Attempt(Create(message), action="created")
@@ -204,12 +207,11 @@ class Writes:
         while len(self._deletions) > REMEMBERED_DELETIONS:
             self._deletions.popitem(last=False)
 
-    def _already_so(self, key: Key, message: Object, revision: int, status_only: bool) -> bool:
-        """Whether a precondition fails only because this very update, sent again, has been committed before."""
+    def _already_so(self, key: Key, edit: Edit, revision: int) -> bool:
+        """Whether a precondition fails only because this very change, sent again, has been committed before."""
         record = self._store.view.record(key)
         if record is None or not revision or record.revision == revision:
             return False
-        edit = Edit(_successor(message, status_only))
         edit(clone(record.message))
         return edit.fault is None and not edit.changed
 

@@ -485,6 +485,19 @@ async def test_the_period_grows_with_the_number_of_nodes(bench: Bench) -> None:
     slow = Config(heartbeat_period=0.01, beats_per_second=100)
     bench.dispatcher._config = slow
     assert bench.dispatcher.period() == pytest.approx(0.4)
+    for session in list(bench.dispatcher.connected.values()):
+        session.close()
+    await until(lambda: not bench.dispatcher.connected)
+    assert bench.dispatcher.period() == pytest.approx(0.4), "they will be back"
+
+
+async def test_of_a_removed_node_nothing_is_remembered(bench: Bench) -> None:
+    await bench.join("a")
+    assert "a" in bench.dispatcher.last_seen
+    await bench.store.write([Delete(Key("Node", "", "a"))])
+    await until(lambda: not bench.dispatcher.connected)
+    assert "a" not in bench.dispatcher.last_seen
+    assert len(bench.dispatcher.table) == 0
 
 
 async def test_without_a_valid_lease_sessions_stay_but_nothing_is_assigned(bench: Bench) -> None:

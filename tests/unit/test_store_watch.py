@@ -7,12 +7,12 @@ from contextlib import aclosing
 
 import pytest
 
-from shoal.master.model import Change, Create, Delete, Event, Expired, Invalid, Modify, NotLeader, Object
+from shoal.master.model import Change, Create, Delete, Event, Expired, Invalid, Modify, NotLeader, Object, Record
 from shoal.master.store import keys
 from shoal.master.store.memory import Memory, MemoryEtcd
 from shoal.master.store.port import Put
 from shoal.master.store.store import Store
-from shoal.master.store.watch import BOOKMARK_PERIOD_S, WatchBatch
+from shoal.master.store.watch import BOOKMARK_PERIOD_S, WatchBatch, Window
 from shoal.proto.v1 import objects_pb2 as o
 from tests.unit.store_support import Clock, label, leading, pod, pod_key, record_of, take_leadership
 from tests.virtual_loop import virtual
@@ -117,6 +117,14 @@ def test_bookmarks_come_when_nothing_else_does() -> None:
                 assert loop.time() - before == pytest.approx(BOOKMARK_PERIOD_S)
 
     virtual(main())
+
+
+def test_the_window_is_bounded_by_what_was_deleted_too() -> None:
+    window = Window(limit=1000, limit_bytes=10_000)
+    for revision in range(2, 102):
+        old = Record(pod_key("p"), pod("p"), b"x" * 500, revision - 1, 1)
+        window.append(revision, [Event(old.key, revision, old, None)])
+    assert 70 <= window.floor <= 90
 
 
 def test_a_watcher_of_a_quiet_kind_is_not_left_behind() -> None:
