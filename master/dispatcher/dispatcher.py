@@ -219,6 +219,8 @@ class Dispatcher:
                 rejection = _reject("Busy", "a newer session of this node came first", self._config.busy_retry)
             if self._joining.get(node) is token:
                 del self._joining[node]
+            if rejection is None and self.view.get("Node", "", node) is None:
+                rejection = _reject("Busy", "the node was deleted as it joined", self._config.busy_retry)
         if rejection is not None:
             await self._refuse(stream, node, rejection)
             return

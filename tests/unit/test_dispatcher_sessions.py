@@ -491,6 +491,17 @@ async def test_the_period_grows_with_the_number_of_nodes(bench: Bench) -> None:
     assert bench.dispatcher.period() == pytest.approx(0.4), "they will be back"
 
 
+async def test_a_node_that_is_deleted_as_it_joins_comes_again(bench: Bench) -> None:
+    bench.store.gate = asyncio.Event()
+    stream = bench.connect(hello_of("a"))
+    await until(lambda: bool(bench.dispatcher._joining))
+    bench.store.after = [Delete(Key("Node", "", "a"))]
+    bench.store.gate.set()
+    reject = (await stream.hear_only("reject")).reject
+    assert reject.reason == "Busy"
+    assert reject.retry_after_ms
+
+
 async def test_of_a_removed_node_nothing_is_remembered(bench: Bench) -> None:
     await bench.join("a")
     assert "a" in bench.dispatcher.last_seen

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
 
-from shoal.master.model import Change, Create, Delete, Event, Expired, Invalid, Modify, NotLeader, Object, Record
+from shoal.master.model import (
+    Change,
+    Create,
+    Delete,
+    Event,
+    Expired,
+    Invalid,
+    Modify,
+    NotLeader,
+    Object,
+    Record,
+    Unavailable,
+)
 from shoal.master.store import keys
 from shoal.master.store.memory import Memory, MemoryEtcd
 from shoal.master.store.port import Put
+from shoal.master.store.port import WatchBatch as PortBatch
 from shoal.master.store.store import Store
 from shoal.master.store.watch import BOOKMARK_PERIOD_S, WatchBatch, Window
 from shoal.proto.v1 import objects_pb2 as o
@@ -401,6 +415,40 @@ def test_a_master_changes_roles_and_its_subscriptions_live_on() -> None:
         for store in stores:
             await store.close()
         server.close()
+
+    virtual(main())
+
+
+class CutOffMember(Memory):
+    """A member of etcd that the others have left behind: it takes watches and tells nothing."""
+
+    silent = False
+
+    async def watch(self, start: bytes, end: bytes, from_revision: int) -> AsyncGenerator[PortBatch]:
+        if self.silent:
+            await asyncio.Event().wait()
+        async with aclosing(super().watch(start, end, from_revision)) as batches:
+            async for batch in batches:
+                yield batch
+
+
+def test_a_leader_whose_etcd_falls_silent_gives_up_instead_of_waiting_for_ever() -> None:
+    async def main() -> None:
+        server = MemoryEtcd()
+        port = CutOffMember(server)
+        store = Store(port, Clock())
+        await store.follow()
+        async with leading(server) as (other, _, _):
+            port.silent = True
+            port.cut_watches()
+            await other.write([Create(pod("news"))])
+            leadership = await take_leadership(Memory(server))
+            with pytest.raises(Unavailable):
+                await store.open(leadership)
+            port.silent = False
+            await store.open(leadership)
+            assert store.view.record(pod_key("news"))
+            await store.close()
 
     virtual(main())
 
