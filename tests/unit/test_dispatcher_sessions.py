@@ -495,6 +495,7 @@ async def test_a_node_that_is_deleted_as_it_joins_comes_again(bench: Bench) -> N
     bench.store.gate = asyncio.Event()
     stream = bench.connect(hello_of("a"))
     await until(lambda: bool(bench.dispatcher._joining))
+    assert "a" in bench.dispatcher.last_seen, "else it could be judged silent before its session begins"
     bench.store.after = [Delete(Key("Node", "", "a"))]
     bench.store.gate.set()
     reject = (await stream.hear_only("reject")).reject
