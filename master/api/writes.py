@@ -32,6 +32,7 @@ from shoal.proto.validation import LAST_APPLIED
 from shoal.proto.walker import from_tree, to_tree
 
 ATTEMPTS = 5  # when the ground moves between looking and writing
+HASTY_ATTEMPTS = 2  # to delete an object on the condition that it stays as it was seen
 REMEMBERED_DELETIONS = 4096
 
 
@@ -160,10 +161,13 @@ class Writes:
         results: dict[int, c.WriteResult] = {}
         revision = 0
 
-        def attempt(index: int) -> Attempt:
-            return self._delete_one(request, index, wish)
+        def hastily(index: int) -> Attempt:
+            return self._delete_one(request, index, wish, begin_only=False)
 
-        for _ in range(ATTEMPTS):
+        def surely(index: int) -> Attempt:
+            return self._delete_one(request, index, wish, begin_only=True)
+
+        for attempt in [hastily] * HASTY_ATTEMPTS + [surely] * (ATTEMPTS - HASTY_ATTEMPTS):
             response = await self._carry_out(pending, attempt, request.dry_run)
             revision = max(revision, response.revision)
             results.update(zip(pending, response.results, strict=True))
@@ -187,14 +191,15 @@ class Writes:
         admission.prepare_create(self._store.view, message, stamp)
         return Attempt(Create(message), action="created")
 
-    def _delete_one(self, request: c.DeleteRequest, index: int, wish: deletion.Wish) -> Attempt:
+    def _delete_one(self, request: c.DeleteRequest, index: int, wish: deletion.Wish, begin_only: bool) -> Attempt:
         key = admission.normal_key(request.keys[index])
         record = self._store.view.record(key)
         if record is None:
             if (request.request_id, key) in self._deletions:
                 return Attempt(answer=c.WriteResult(action="deleted"))
             raise NotFound(f"{key} not found")
-        change = deletion.plan(self._store.view, record, wish, self._now())
+        begin_only = begin_only and key.kind != "Event"  # which nobody collects
+        change = deletion.plan(self._store.view, record, wish, self._now(), begin_only)
         if not request.dry_run:
             self._remember(request.request_id, key)
         if isinstance(change, Delete):

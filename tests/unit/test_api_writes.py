@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import pytest
 import pytest_asyncio
 
 from shoal.master.api.faults import Invalid
 from shoal.master.api.service import ClusterService
+from shoal.master.api.writes import Writes
 from shoal.master.core import Master
-from shoal.master.model import KINDS, Delete, Fault, Key, Modify, Object, Unavailable
+from shoal.master.model import KINDS, Change, Delete, Event, Fault, Key, Modify, Object, Record, Unavailable, View
 from shoal.master.store.memory import Faults
 from shoal.master.store.pages import PAGE_BYTES
+from shoal.master.store.store import Store
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.masterkit import memory_master
@@ -465,6 +467,42 @@ async def test_finalizers_are_honoured(master: Master, api: ClusterService) -> N
     assert late.failure.fields[0].path == "metadata.finalizers"
     await api.update(sent(deployment()))
     assert master.store.view.get("Deployment", "default", "web") is None
+
+
+class Restless:
+    """A store in which somebody changes every object just before it is deleted."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._count = store, 0
+
+    @property
+    def view(self) -> View:
+        return self._store.view
+
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> Sequence[Record | Fault | None]:
+        for change in changes:
+            if isinstance(change, Delete):
+                await self._store.write([Modify(change.key, self._touch)])
+        return await self._store.write(changes, low_priority=low_priority)
+
+    def _touch(self, obj: Object) -> bool:
+        self._count += 1
+        obj.metadata.labels["count"] = str(self._count)
+        return True
+
+    def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]:
+        return self._store.subscribe(kinds)
+
+
+async def test_an_object_that_others_change_all_the_time_can_be_deleted(master: Master, api: ClusterService) -> None:
+    await created(api, deployment())
+    writes = Writes(Restless(master.store), lambda: 1e9)
+    [result] = (await writes.delete(deletion("web", "Deployment"))).results
+    assert result.action == "deleted"
+    found = master.store.view.get("Deployment", "default", "web")
+    assert found is not None
+    assert found.metadata.HasField("deletionTimestamp"), "the collector takes it away"
+    assert not found.metadata.finalizers
 
 
 async def test_deletion_checks_what_it_is_told(api: ClusterService) -> None:
