@@ -244,7 +244,8 @@ class Worker:
         except RuntimeGone as fault:
             return i.Failed(step, "RuntimeNotReady", f"the node's runtime does not answer: {fault}")
         except RuntimeFault as fault:
-            return i.Failed(step, "FailedCreatePodSandBox", str(fault))
+            reason = "CreateContainerError" if isinstance(step, i.Start) else "FailedCreatePodSandBox"
+            return i.Failed(step, reason, str(fault))
         except NetworkFault as fault:
             return i.Failed(step, "NetworkNotReady", str(fault))
         except ImageFault as fault:

@@ -225,6 +225,7 @@ class World:
         self.acknowledged: list[Acknowledged] = []
         self.log: list[str] = []
         self.verbose = False
+        self.compactions = 0  # of etcd's history, by a fault
         self.watched = 0  # revisions that the watching client was told of
 
     def fork(self) -> random.Random:
@@ -278,7 +279,7 @@ class World:
         return next((m for m in self.masters.values() if m.leads), None)
 
     async def ask(
-        self, what: Callable[[Master], Awaitable[c.WriteResponse]], patience: float = 30.0
+        self, what: Callable[[Master], Awaitable[c.WriteResponse]], patience: float = 90.0
     ) -> c.WriteResponse:
         """Calls the leader with the same request until it answers, as the command does."""
         end = self.loop.time() + patience
