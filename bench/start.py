@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import statistics
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -167,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=RUNS)
     runs = parser.parse_args().runs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the cluster is taken down
     with running(NAME) as cluster:
         cluster.load("busybox")
         times = sorted(t.running * 1000 for t in asyncio.run(measure(cluster, runs)))
