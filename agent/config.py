@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,8 @@ def _value(name: str, value: Any) -> Any:
     match name:
         case "ca" | "certificate" | "key" | "data" | "run" | "resolv_conf":
             return Path(value)
+        case "address":
+            return str(IPv4Address(value))  # other nodes route to it
         case "masters":
             return tuple("{}:{}".format(*host_port(item)) for item in value)
         case "http":

@@ -32,7 +32,9 @@ from shoal.agent.machine import Machine
 from shoal.agent.machines import DevNode, RealMachine
 from shoal.agent.metrics import AgentCollector, Durations
 from shoal.agent.network.linux import LinuxNetwork
+from shoal.agent.network.port import NetworkFault
 from shoal.agent.runtime import seccomp
+from shoal.agent.runtime.cgroups import CgroupError
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
 from shoal.agent.runtime.settings import SettingsError
@@ -42,6 +44,8 @@ from shoal.proto import logs
 
 log = logging.getLogger("shoal.agent")
 EXIT_FAILED, EXIT_USAGE = 1, 2
+# What a machine can be at fault with: a message says what, and no trace of ours helps.
+FAULTS = (StateFault, RuntimeFault, ImageFault, NetworkFault, CgroupError, seccomp.ProfileError, OSError)
 FIRST_CONTACT_S = 15.0  # with the spawner; afterwards the agent goes on and tries again
 
 
@@ -62,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CannotRun("the agent makes namespaces and cgroups: run it as root")
         with locked(config.data):
             asyncio.run(serve(config))
-    except (CannotRun, SettingsError, RuntimeFault, StateFault, ImageFault, OSError) as fault:
+    except (CannotRun, SettingsError, *FAULTS) as fault:
         log.error("the agent of node %s cannot run: %s", config.node, fault)
         return EXIT_FAILED
     except BaseExceptionGroup as group:
-        known, rest = group.split((StateFault, RuntimeFault, ImageFault, OSError))
+        known, rest = group.split(FAULTS)
         for known_fault in known.exceptions if known is not None else ():
             log.error("the agent of node %s cannot go on: %s", config.node, known_fault)
         if rest is not None:

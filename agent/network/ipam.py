@@ -7,6 +7,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
+
+from shoal.agent.network.port import NetworkFault
 
 
 class RangeFull(Exception):
@@ -32,16 +35,26 @@ def next_address(cidr: IPv4Network, used: Collection[IPv4Address], last: IPv4Add
 
 
 class Leases:
-    """Pod uid -> address in one JSON file; each change is written, synced and renamed before it counts."""
+    """Pod uid -> address in one JSON file; each change is written, synced and renamed before it counts.
+    Raises NetworkFault for a damaged file: addresses that are in use must not be given again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last: IPv4Address | None = None
         self._held: dict[str, IPv4Address] = {}
-        if path.exists():
-            state = json.loads(path.read_text())
-            self._held = {uid: IPv4Address(text) for uid, text in state["held"].items()}
-            self._last = IPv4Address(state["last"]) if state["last"] else None
+        try:
+            self._read(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise NetworkFault(
+                f"{path}, which says whose the pod addresses are, is damaged ({fault!r}): drain this node, "
+                "end its pods, move the file away and start the agent again"
+            ) from fault
+
+    def _read(self, state: dict[str, Any]) -> None:
+        self._held = {uid: IPv4Address(text) for uid, text in state["held"].items()}
+        self._last = IPv4Address(state["last"]) if state["last"] else None
 
     @property
     def held(self) -> Mapping[str, IPv4Address]:

@@ -57,7 +57,7 @@ class LinuxNetwork:
     async def _run(self, what: str, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (OSError, RangeFull) as fault:
+        except (OSError, ValueError, RangeFull) as fault:  # ValueError: what we were told is no address or range
             raise NetworkFault(f"{what}: {fault}") from fault
 
     async def configure(self, pod_cidr: str, cluster_cidr: str) -> None:
@@ -106,7 +106,13 @@ class LinuxNetwork:
                     link.delete_address(index, address)
             link.add_address(index, wanted)
             link.set_mtu(index, self._mtu)
+            # Without one of its own it takes the lowest of its ports', and with each pod that goes the gateway of all
+            # others could change.
+            link.set_mac(index, mac_of(gateway(pods)))
             link.set_up(index)
+            for pod in link.links().values():
+                if pod.name.startswith(rules.LINK_PREFIX) and pod.master != index:
+                    link.set_master(pod.index, index)  # somebody had taken the bridge away
         _set_forwarding()
         bound = {
             link_name(uid): (str(address), mac_of(address))
@@ -118,13 +124,18 @@ class LinuxNetwork:
         self._pods = pods
 
     def _sync_peers(self, peers: Sequence[Peer]) -> None:
-        wanted = {IPv4Network(peer.pod_cidr): IPv4Address(peer.address) for peer in peers}
+        faults: list[str] = []  # one node's mistake must not cost the routes to the others
+        wanted: dict[IPv4Network, IPv4Address] = {}
+        for peer in peers:
+            try:
+                wanted[IPv4Network(peer.pod_cidr)] = IPv4Address(peer.address)
+            except ValueError as fault:
+                faults.append(f"node {peer.name}: {fault}")
         with Netlink() as link:
             have = {route.network: route for route in link.routes(ROUTE_PROTOCOL)}
             for network, route in have.items():
                 if network not in wanted:
                     link.delete_route(route)
-            faults = []
             for network, address in wanted.items():
                 if network in have and have[network].gateway == address:
                     continue
@@ -147,9 +158,11 @@ class LinuxNetwork:
             if inner is None or host.index(name) is None:
                 host.delete_link(name)
                 bridge = host.index(BRIDGE)
+                if bridge is None:
+                    raise OSError(errno.ENODEV, f"the bridge {BRIDGE} is gone; it is made again soon")
                 descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    host.add_veth(name, self._mtu, POD_LINK, descriptor, mac, bridge or 0)
+                    host.add_veth(name, self._mtu, POD_LINK, descriptor, mac, bridge)
                 finally:
                     os.close(descriptor)
                 inner = pod.index(POD_LINK)

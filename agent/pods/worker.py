@@ -238,7 +238,8 @@ class Worker:
         except RuntimeGone as fault:
             return i.Failed(step, "RuntimeNotReady", f"the node's runtime does not answer: {fault}")
         except RuntimeFault as fault:
-            return i.Failed(step, "FailedCreatePodSandBox", str(fault))
+            reason = "CreateContainerError" if isinstance(step, i.Start) else "FailedCreatePodSandBox"
+            return i.Failed(step, reason, str(fault))
         except NetworkFault as fault:
             return i.Failed(step, "NetworkNotReady", str(fault))
         except ImageFault as fault:
@@ -304,11 +305,14 @@ class Worker:
     async def _purge(self, uid: str, purge: _Purge) -> None:
         try:
             if not purge.record_only:
+                if uid in self.machines:
+                    return  # assigned again meanwhile: its machine looks after it
                 await self._ports.network.detach(uid)
-                await self._free(uid, ())
+                held = [one for one in await self._ports.images.holders() if one.partition("/")[0] == uid]
+                await self._free(uid, held)
             if uid not in self.machines:
                 await self._ports.state.remove_pod(uid)
-        except (RuntimeFault, NetworkFault, StateFault) as fault:
+        except (RuntimeFault, NetworkFault, StateFault, ImageFault, OSError) as fault:
             log.warning("pod %s could not be freed yet: %s", uid, fault)
             delay = min(2.0 ** min(purge.failures, 5), 30.0)
             again = _Purge(purge.record_only, purge.failures + 1)

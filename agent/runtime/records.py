@@ -77,12 +77,14 @@ def write_exit(folder: str, record: Record) -> None:
 
 
 def _store(path: str, data: bytes) -> None:
-    """Overwrites in place, within the blocks that a reserved file has already."""
+    """Overwrites in place, within the blocks that a reserved file has already. Raises OSError with the path."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         _write_all(fd, data)
         os.ftruncate(fd, len(data))
         os.fsync(fd)
+    except OSError as fault:
+        raise OSError(fault.errno, fault.strerror, path) from fault
     finally:
         os.close(fd)
 

@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass, field
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import executions, records, supervisor, syscalls, wire
+from shoal.agent.runtime import executions, explain, records, supervisor, syscalls, wire
 from shoal.agent.runtime.settings import Settings, SettingsError, load
 from shoal.agent.runtime.wire import Kept
 
@@ -130,7 +130,7 @@ class Spawner:
         try:
             answer = self._handle(channel, number, op, message)
         except (wire.WireError, OSError) as fault:
-            answer = {"error": {"kind": "fault", "message": str(fault)}}
+            answer = {"error": {"kind": "fault", "message": explain.in_words(fault)}}
         if answer is not None:
             channel.send({"id": number, **answer})
 

@@ -20,6 +20,8 @@ OBJECT_BYTES = 1 << 20  # a group of the store's holds no more
 REQUEST_ID_CHARACTERS = 128
 DEFAULT_NAMESPACE = "default"
 SYSTEM_NAMESPACE = "shoal-system"
+MAX_REVISION_DIGITS = 18
+STATUS_BY_AGENT = frozenset({"Pod", "Node"})  # one writer each, beside the master's loops
 UIDS = uuid.UUID("6d9f4f8c-1b6e-5f0e-9c53-0a5f6a1c9a11")  # the name space of uids that derive from request ids
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes': no vowels, so no words
 SUFFIX_CHARACTERS = 5
@@ -74,6 +76,17 @@ def decode(envelope: c.Object) -> Object:
     if envelope.kind not in CLUSTER_SCOPED and not message.metadata.namespace:
         message.metadata.namespace = DEFAULT_NAMESPACE
     return message
+
+
+def precondition(envelope: c.Object, message: Object) -> int:
+    """The resourceVersion at which the stored object must be, 0 for any: the envelope's, or the one that the object
+    carries, as one that was read, edited and sent back does. Raises Invalid."""
+    text = message.metadata.resourceVersion
+    if envelope.revision or not text:
+        return envelope.revision
+    if not text.isdecimal() or len(text) > MAX_REVISION_DIGITS:
+        raise Invalid(f"metadata.resourceVersion {text[:40]!r} is no revision: leave it out, or send what was read")
+    return int(text)
 
 
 def normal_key(key: c.Key) -> Key:

@@ -33,15 +33,16 @@ class Wish:
             raise Invalid(f"grace_period_seconds must be from 0 to {MAX_GRACE_SECONDS}, not {self.grace}")
 
 
-def plan(view: View, record: Record, wish: Wish, now: float) -> Change:
-    """The change that begins the object's end, or completes it. Raises Fault."""
+def plan(view: View, record: Record, wish: Wish, now: float, begin_only: bool = False) -> Change:
+    """The change that begins the object's end, or completes it; with `begin_only` it never completes it, so that it
+    holds whatever others write meanwhile: the collectors do the rest. Raises Fault."""
     obj, key = record.message, record.key
     if wish.uid and wish.uid != obj.metadata.uid:
         raise Conflict(f"{key} has uid {obj.metadata.uid}, not {wish.uid}: it is another object now")
     if key.kind == "Namespace" and key.name in PROTECTED:
         raise Forbidden(f"namespace {key.name!r} belongs to the cluster and cannot be deleted")
     finalizer = FINALIZERS[wish.propagation]
-    held = bool(obj.metadata.finalizers or finalizer) or key.kind == "Namespace"
+    held = bool(obj.metadata.finalizers or finalizer or begin_only) or key.kind == "Namespace"
     if not held and (not isinstance(obj, o.Pod) or _nobody_runs(view, obj, wish)):
         return Delete(key, uid=obj.metadata.uid, revision=record.revision)
     return Modify(key, _Terminate(finalizer, wish.grace, now), uid=obj.metadata.uid)

@@ -37,7 +37,8 @@ REPLACE_SECONDS = 30.0  # the toleration of 5 s, and the replacement's start
 SETTLE_SECONDS = 60.0
 PATIENCE_SECONDS = 45.0  # the command's own is 30 s
 NOBODY = 65534
-ROOM_BYTES = 64 << 10  # what the full disk has left: less than any image
+ROOM_BYTES = 64 << 10  # a full disk has less than this: less than any image
+FILL_BYTES = 1024  # the small file system's block
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 WORKLOAD = """
@@ -326,23 +327,37 @@ def test_a_full_disk_under_a_node_touches_no_pod_and_is_told(world: World) -> No
         assert "Traceback" not in done.stderr
         assert world.cluster.shoal("exec", name, "--", "echo", "alive").strip() == "alive"
         assert world.running() == before
+        before[pod].send(signal.SIGKILL)
+        until(lambda: not_told(world, pod), NOTICE_SECONDS)
     finally:
         filler.unlink(missing_ok=True)
+    world.settle()
+    assert world.pods()[pod]["status"]["containerStatuses"][0]["restartCount"] == 1
+    after = world.running()
+    assert {u: p for u, p in after.items() if u != pod} == {u: p for u, p in before.items() if u != pod}
     said = world.cluster.shoal("image", "load", "--node", node.name, str(archive))
     assert f"{node.name}: done" in said
     world.cluster.shoal("image", "rm", "more:1", "--node", node.name)
-    assert world.running() == before
+    assert world.running() == after
+
+
+def not_told(world: World, pod: str) -> str:
+    """Whether the pod's status tells how its container ended, and why it has not started again."""
+    status = world.pods()[pod]["status"]["containerStatuses"][0]
+    ended, waits = status.get("lastState", {}).get("terminated", {}), status["state"].get("waiting", {})
+    told = ended.get("exitCode") == 137 and "disk is full" in waits.get("message", "")
+    return "" if told and waits["reason"] == "CreateContainerError" else f"{status}"
 
 
 def fill(path: Path) -> None:
-    """Takes the file system's space, but a little."""
+    """Takes all of the file system's space."""
     space = os.statvfs(path.parent)
-    with open(path, "wb") as file:
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
         os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - ROOM_BYTES)
-        with contextlib.suppress(OSError):
-            while file.seek(0, os.SEEK_END) >= 0:
-                file.write(bytes(4096))
-                file.flush()
+        file.seek(0, os.SEEK_END)
+        while file.write(bytes(FILL_BYTES)):
+            pass
+    assert os.statvfs(path.parent).f_bavail * space.f_frsize < ROOM_BYTES
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 
 from shoal.master.core import Master
-from shoal.master.model import Key, Object
+from shoal.master.model import KINDS, Key, Object
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.sim.loop import SimulatedLoop, run
@@ -260,14 +260,15 @@ class People:
 class Trouble:
     """Faults of every kind that this world knows."""
 
-    def __init__(self, world: World, people: People, watcher: Watcher) -> None:
-        self.world, self.people, self.watcher, self.rng = world, people, watcher, world.fork()
+    def __init__(self, world: World, people: People) -> None:
+        self.world, self.people, self.rng = world, people, world.fork()
 
     async def strike(self) -> None:
         kinds = (
             self.agent_crash, self.agent_crash, self.session_cut, self.partition, self.reboot, self.container_crash,
             self.leader_crash, self.leader_freeze, self.lost_answers, self.stale_watch, self.bad_weather,
             self.spawner_away, self.compaction, self.node_removed,
+            self.etcd_full,
         )  # fmt: skip
         await self.rng.choice(kinds)()
 
@@ -344,8 +345,14 @@ class Trouble:
         revision = self.world.watchdog.seen - self.rng.choice((0, 3, 30))
         if revision > self.world.etcd.compacted:
             self.world.say(f"etcd's history is compacted up to revision {revision}")
-            self.watcher.compactions += 1
+            self.world.compactions += 1
             self.world.etcd.compact(revision)
+
+    async def etcd_full(self) -> None:
+        """Its alarm refuses all writes, leases too, until somebody makes room."""
+        self.world.say("etcd's quota is used up")
+        self.world.compactions += 1
+        self.world.etcd.no_space = True
 
     async def node_removed(self) -> None:
         """Somebody deletes the Node: with its agent running it joins anew at once, else when the agent is back."""
@@ -389,9 +396,10 @@ async def live(loop: SimulatedLoop, seed: int, verbose: bool = False) -> World:
     world = World(loop, seed, nodes=rng.randint(3, 5), masters=rng.choice((2, 2, 3)))
     world.verbose = verbose
     world.start()
-    people, watcher = People(world), Watcher(world)
-    trouble = Trouble(world, people, watcher)
-    watching = asyncio.create_task(watcher.run(), name="watcher")
+    people = People(world)
+    trouble = Trouble(world, people)
+    watchers = [Watcher(world, KINDS), Watcher(world, ("ConfigMap", "Secret")), Watcher(world, ("Node", "Namespace"))]
+    watching = [asyncio.create_task(watcher.run(), name="watcher") for watcher in watchers]
     try:
         strikes: set[asyncio.Task[None]] = set()
         end = loop.time() + ACTIVE_SECONDS
@@ -408,14 +416,16 @@ async def live(loop: SimulatedLoop, seed: int, verbose: bool = False) -> World:
             await people.set_taint(name, wanted=False)
         await come_to_rest(world, people)
         nothing_acknowledged_was_lost(world)
-        if watching.done():
-            watching.result()
-        watcher.judge()
-        world.watched = watcher.seen
+        for watcher, task in zip(watchers, watching, strict=True):
+            if task.done():
+                task.result()
+            watcher.judge()
+        world.watched = watchers[0].seen
         return world
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await world.stop()
 
 

@@ -79,6 +79,9 @@ class SimNode:
         self.agent: Agent | None = None
 
     def start(self) -> None:
+        """One agent per data folder: after two faults at once the second start finds the folder locked."""
+        if self._task is not None:
+            return
         config = AgentConfig(self.name, self.address, tuple(self.world.masters), f"/sim/{self.name}")
         ports = AgentPorts(
             self.runtime, self.images, self.network, self.machine, self.state, self.logs, Connector(self.world, self)
@@ -220,6 +223,7 @@ class World:
         self.acknowledged: list[Acknowledged] = []
         self.log: list[str] = []
         self.verbose = False
+        self.compactions = 0  # of etcd's history, by a fault
         self.watched = 0  # revisions that the watching client was told of
 
     def fork(self) -> random.Random:
@@ -273,7 +277,7 @@ class World:
         return next((m for m in self.masters.values() if m.leads), None)
 
     async def ask(
-        self, what: Callable[[Master], Awaitable[c.WriteResponse]], patience: float = 30.0
+        self, what: Callable[[Master], Awaitable[c.WriteResponse]], patience: float = 90.0
     ) -> c.WriteResponse:
         """Calls the leader with the same request until it answers, as the command does."""
         end = self.loop.time() + patience

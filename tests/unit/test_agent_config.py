@@ -74,6 +74,8 @@ def test_the_spawner_s_unit_reads_the_same_file(tmp_path: Path, capsys: pytest.C
         ({"masters": "10.0.0.1:7000"}, "masters must be a list, not '10.0.0.1:7000'"),
         ({"masters": ["10.0.0.1"]}, "'10.0.0.1' is not host:port"),
         ({"masters": ["10.0.0.1:99999"]}, "is not host:port"),
+        ({"address": "node-1.example"}, "address: Expected 4 octets in 'node-1.example'"),
+        ({"address": "fd00::1"}, "address: "),
         ({"nodes": 3}, "nodes is not a setting; known are"),
         ({"capacity": {"cpus": 2}}, "cpus is not a resource of a node"),
         ({"capacity": {"cpu": "two"}}, '"two" is not a quantity'),

@@ -85,6 +85,21 @@ def test_b95_an_agent_that_dies_while_stopping_a_pod(step: int) -> None:
     sim.run(step, main())
 
 
+def test_an_image_that_a_pod_nobody_knows_held_is_given_free() -> None:
+    """The agent died after the hold, before anything else of the pod was there."""
+
+    async def main() -> None:
+        world = World()
+        await world.images.hold("gone-pod/app", "app:1")
+        async with world.running() as agent:
+            await world.master.welcomed(-1, make_pod())
+            await until(lambda: UID in agent.worker.machines and agent.worker.machines[UID].phase == "Running")
+            await until(lambda: agent.worker.in_flight == 0)
+            assert list(await world.images.holders()) == [f"{UID}/app"]
+
+    sim.run(0, main())
+
+
 def _ended(world: World) -> bool:
     return any(report.ended for pipe in world.master.sessions for report in newest(pipe, UID))
 

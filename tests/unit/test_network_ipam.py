@@ -10,6 +10,7 @@ import pytest
 from shoal.agent.network import rules
 from shoal.agent.network.ipam import Leases, RangeFull, gateway, next_address
 from shoal.agent.network.linux import link_name, mac_of
+from shoal.agent.network.port import NetworkFault
 
 RANGE = IPv4Network("10.244.3.0/29")  # gateway .1, pods .2 to .6
 
@@ -58,6 +59,15 @@ def test_an_address_of_another_range_is_replaced(tmp_path: Path) -> None:
     leases = Leases(tmp_path / "a.json")
     take(leases, "a")
     assert take(leases, "a", IPv4Network("10.244.9.0/29")) == IPv4Address("10.244.9.2")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"held": {"a": "x"}, "last": null}', '{"last": null}'])
+def test_a_damaged_file_is_not_guessed_over(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(NetworkFault, match=r"is damaged .*move the file away"):
+        Leases(path)
+    assert path.read_text() == text
 
 
 def test_next_address_of_a_range_without_room() -> None:
