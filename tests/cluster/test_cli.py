@@ -95,7 +95,7 @@ def test_apply_get_delete(shoal: Shoal) -> None:
     assert shoal("get", "pod", "redis", "-o", "name") == "pod/redis\n"
     assert yaml.safe_load(shoal("get", "pod", "redis", "-o", "yaml"))["kind"] == "Pod"
     assert "Pending" in shoal("get", "po")
-    shoal("delete", "-f", str(GUESTBOOK))
+    shoal("delete", "-f", str(GUESTBOOK), "--cascade", "foreground")  # in the background its pods may go later
     assert shoal.items("pods") == []
 
 
