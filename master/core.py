@@ -11,7 +11,6 @@ import random
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import shoal
@@ -32,7 +31,6 @@ from shoal.master.ports import Stream, StreamClosed, TunnelStream
 from shoal.master.recorder import Recorder
 from shoal.master.scheduling import SchedulingLoop
 from shoal.master.store.port import Port
-from shoal.master.store.space import make_room
 from shoal.master.store.store import Store
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
@@ -75,7 +73,7 @@ class Master:
         self.meters = meters
         self._port, self._now, self._clock, self._rng = port, now, clock, rng
         self._identity = f"{settings.name}-{rng.getrandbits(64):016x}"
-        self.election = Election(port, renewer, settings.advertise, self._identity, clock, partial(make_room, port))
+        self.election = Election(port, renewer, settings.advertise, self._identity, clock)
         self.service = ClusterService(self.store, self, now, self.version)
         self._incarnation = ""
         self._etcd_version = ""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
 
 import click
 
 from shoal.deploy.cli.completing import pods
-from shoal.deploy.cli.failures import USAGE, CommandError
 from shoal.deploy.cli.options import Session, with_session
-
-if TYPE_CHECKING:
-    from shoal.proto.v1 import session_pb2 as s
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": True})
@@ -23,31 +17,24 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND [ARGUMENT...]")
 @click.option("-c", "--container", metavar="NAME", help="Which container, when there are several.")
 @click.option("-i", "--stdin", "interactive", is_flag=True, help="Pass our standard input on.")
-@click.option("-t", "--tty", is_flag=True, help="A terminal (not supported yet).")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal (-it: ours).")
 def command(
     session: Session, target: str, words: tuple[str, ...], container: str | None, interactive: bool, tty: bool
 ) -> int:
     """Run a command in a container; its exit code becomes ours."""
-    if tty:
-        raise CommandError("a terminal (-t) is not supported yet: use -i alone", USAGE)
     from shoal.deploy.cli.frames import copy_out
     from shoal.deploy.cli.pods import container_of, find_pod
+    from shoal.deploy.cli.terminal import Input, lent
     from shoal.proto.v1 import cluster_pb2 as c
     from shoal.proto.v1 import session_pb2 as s
 
     pod = find_pod(session, target)
-    options = s.ExecOpen(container=container_of(pod, container), command=list(words), stdin=interactive)
+    if tty and interactive and not sys.stdin.isatty():
+        print("warning: no terminal for -t: our standard input is none", file=sys.stderr)
+        tty = False
+    options = s.ExecOpen(container=container_of(pod, container), command=list(words), stdin=interactive, tty=tty)
     key = c.Key(kind="Pod", namespace=pod.metadata.namespace, name=pod.metadata.name)
-    frames = _input() if interactive else iter(())
-    return copy_out(session.client.exec(key, options, frames))
-
-
-def _input() -> Iterator[s.TunnelFrame]:
-    """Our standard input as frames; it is read by the call's own thread, as it comes."""
-    from shoal.deploy.cli.client import FRAME_BYTES
-    from shoal.proto.v1 import session_pb2 as s
-
-    descriptor = sys.stdin.fileno()
-    while data := os.read(descriptor, FRAME_BYTES):
-        yield s.TunnelFrame(data=data)
-    yield s.TunnelFrame(close_input=True)
+    source = Input(reading=interactive, terminal=tty)
+    frames = source.frames() if interactive or tty else iter(())
+    with lent(source, raw=interactive) if tty else nullcontext():
+        return copy_out(session.client.exec(key, options, frames))

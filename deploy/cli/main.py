@@ -75,7 +75,7 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.version_option(__version__, prog_name="shoal")
+@click.version_option(__version__, prog_name="shoal", message="%(prog)s %(version)s")
 @click.group(cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Shoal: a multi-node cluster scheduler."""

@@ -105,7 +105,9 @@ class Store:
         follower answers only for a `min_revision`, once it has that, and else raises NotLeader."""
         if self._leader is not None:
             if not self._leader.valid():
-                raise Unavailable("this leader's lease may have run out: etcd does not answer it")
+                raise Unavailable(
+                    "this leader's lease may have run out: etcd does not answer it; it goes on when etcd is back"
+                )
             if min_revision > self._cache.revision:
                 raise Expired(f"revision {min_revision} is not of this cluster's history: list again")
         elif not min_revision:

@@ -79,6 +79,9 @@ class SimNode:
         self.agent: Agent | None = None
 
     def start(self) -> None:
+        """One agent per data folder: after two faults at once the second start finds the folder locked."""
+        if self._task is not None:
+            return
         config = AgentConfig(self.name, self.address, tuple(self.world.masters), f"/sim/{self.name}")
         ports = AgentPorts(
             self.runtime, self.images, self.network, self.machine, self.state, self.logs, Connector(self.world, self)

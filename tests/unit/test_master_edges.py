@@ -23,7 +23,6 @@ from shoal.master.dispatcher import assignments, nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.tunnels import PER_NODE, Tunnels
 from shoal.master.http_server import targets
-from shoal.master.logs import Json, Logfmt
 from shoal.master.metrics import Meters, StateCollector
 from shoal.master.model import Change, Conflict, Create, Key, Unavailable
 from shoal.master.recorder import EXPIRED_AT_ONCE, Recorder
@@ -31,6 +30,7 @@ from shoal.master.store import keys
 from shoal.master.store.memory import Memory, MemoryEtcd
 from shoal.master.store.port import Put
 from shoal.master.store.space import Compactor
+from shoal.proto.logs import Json, Logfmt
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s

@@ -191,7 +191,7 @@ def test_a_full_etcd_is_given_room_when_nobody_leads() -> None:
         async with asyncio.timeout(120):
             while master.leading() is None:
                 await asyncio.sleep(1)
-        assert not server.no_space
+        assert not (await port.status()).no_space
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await master.close()
