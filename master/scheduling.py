@@ -282,6 +282,8 @@ class SchedulingLoop:
         for refusal, result in zip(news, results[len(plan.bindings) :], strict=True):
             if isinstance(result, Record):
                 self._say(result.message, "Warning", "FailedScheduling", refusal.explanation.message)
+            elif isinstance(result, Fault):
+                self._back_off(refusal.waiting.uid)  # the reason was not written: looked at, and told, again
         if bound or news:
             log.info("scheduler: bound %d pods, %d wait for a reason that is new", bound, len(news))
 

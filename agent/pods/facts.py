@@ -111,17 +111,34 @@ class ContainerFacts:
         """Takes in what the runtime says of one run; True when the current run has just ended."""
         attempt = state.id.attempt
         if self.run is not None and attempt < self.run.attempt:
-            if self.previous is None or self.previous.attempt != attempt:
-                self.older.add(attempt)
+            self._learn_earlier(state, now)
             return False
         run = self.open_run(attempt)
         was = run.state
         if state.started_at:
-            run.begin(state.started_at)
             self.problem = None
-        if state.exit is not None:
-            run.end(state.exit)
-        elif state.start_error is not None:
-            fault = state.start_error
-            run.fail(fault.reason, fault.message, fault.exit_code, state.started_at or now)
+        _note(run, state, now)
         return was != ENDED and run.state == ENDED
+
+    def _learn_earlier(self, state: ContainerState, now: float) -> None:
+        """A run before the current one. An agent that starts again may hear of the newest first: the one before it is
+        still to be known, for its logs and for the count of restarts."""
+        attempt, known = state.id.attempt, self.previous
+        if known is not None and attempt < known.attempt:
+            self.older.add(attempt)
+        elif known is None or attempt > known.attempt:
+            if known is not None:
+                self.older.add(known.attempt)
+            self.older.discard(attempt)
+            self.previous = Run(attempt)
+            _note(self.previous, state, now)
+
+
+def _note(run: Run, state: ContainerState, now: float) -> None:
+    if state.started_at:
+        run.begin(state.started_at)
+    if state.exit is not None:
+        run.end(state.exit)
+    elif state.start_error is not None:
+        fault = state.start_error
+        run.fail(fault.reason, fault.message, fault.exit_code, state.started_at or now)

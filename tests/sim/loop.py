@@ -7,6 +7,7 @@ has no place in the simulation.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import selectors
 from collections.abc import Callable, Coroutine
@@ -44,6 +45,27 @@ class _Clock(selectors.BaseSelector):
         return {}
 
 
+class _Numbered:
+    """Hashes by number instead of by address, so that sets of such objects are always walked in the same order."""
+
+    _number: int
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _Future(_Numbered, asyncio.Future[Any]):
+    pass
+
+
+class _Task(_Numbered, asyncio.Task[Any]):
+    def __init__(
+        self, number: int, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, **more: Any
+    ) -> None:
+        self._number = number
+        super().__init__(work, loop=loop, **more)
+
+
 class SimulatedLoop(asyncio.SelectorEventLoop):
     """`rng` orders what is ready; `time()` is virtual."""
 
@@ -53,11 +75,18 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.faults: list[dict[str, Any]] = []
         self.steps = 0
         self.after_step: Callable[[], None] | None = None
+        self._numbers = itertools.count()
         super().__init__(self._clock)
+        self.set_task_factory(lambda loop, work, **more: _Task(next(self._numbers), work, loop, **more))
         self.set_exception_handler(lambda _, context: self.faults.append(context))
 
     def time(self) -> float:
         return self._clock.now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = _Future(loop=self)
+        future._number = next(self._numbers)
+        return future
 
     def _run_once(self) -> None:
         ready = self._ready  # type: ignore[attr-defined]

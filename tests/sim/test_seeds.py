@@ -22,3 +22,13 @@ def test_seed(seed: int) -> None:
     assert world.watchdog.checks > 20, "hardly anything happened"
     assert world.acknowledged, "nobody got anything done"
     assert world.watched > 20, "the watching client saw hardly anything"
+
+
+def test_a_seed_gives_the_same_run_whatever_lies_in_memory() -> None:
+    logs = []
+    for ballast in (0, 10_000):
+        kept = [object() for _ in range(ballast)]
+        world = play(54)
+        logs.append((world.log, world.loop.steps, world.watchdog.committed))
+        del kept
+    assert logs[0] == logs[1]

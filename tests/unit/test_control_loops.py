@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
@@ -15,12 +15,27 @@ from shoal.master.controllers.base import Controller, Outcome, own_key, ready, s
 from shoal.master.controllers.node import SWEEP, Beats
 from shoal.master.controllers.registry import all_controllers
 from shoal.master.loop import ControllerLoop
-from shoal.master.model import Change, Create, Delete, Fault, Key, Modify, Object, Record, Unavailable, View, key_of
+from shoal.master.model import (
+    Change,
+    Create,
+    Delete,
+    Event,
+    Fault,
+    Key,
+    Modify,
+    NoSpace,
+    Object,
+    Record,
+    Unavailable,
+    View,
+    key_of,
+)
 from shoal.master.recorder import Recorder
 from shoal.master.scheduling import SchedulingLoop
 from shoal.master.store.memory import Faults, MemoryEtcd
 from shoal.master.store.store import Store
 from shoal.master.store.watch import Subscription
+from shoal.master.stores import StoreFace
 from shoal.proto.v1 import objects_pb2 as o
 from tests.control_world import World, deployment, namespace, node, pod, replicaset
 from tests.unit.store_support import Clock, leading
@@ -240,6 +255,36 @@ async def test_bindings_of_unknown_outcome_keep_their_room() -> None:
                 await asyncio.sleep(0)
         await m.until(lambda: scheduled(m, "late").status == "False")
         assert sorted(p.metadata.name for p in m.store.view.pods_on("n0")) == ["a0", "a1"]
+
+
+class FullOnce:
+    """A store whose etcd has no room for the scheduler's first write."""
+
+    def __init__(self, store: StoreFace) -> None:
+        self._store, self.refused = store, 0
+
+    @property
+    def view(self) -> View:
+        return self._store.view
+
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> Sequence[Record | Fault | None]:
+        if not self.refused:
+            self.refused = len(changes)
+            return [NoSpace("etcd is full") for _ in changes]
+        return await self._store.write(changes, low_priority=low_priority)
+
+    def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]:
+        return self._store.subscribe(kinds)
+
+
+async def test_a_reason_that_could_not_be_written_is_told_later() -> None:
+    async with leading(MemoryEtcd()) as (store, _port, _leadership):
+        m = Master(store)
+        full = m.scheduling.store = FullOnce(store)
+        async with at_work(m):
+            await m.create(pod("p", cpu="6"))
+            await m.until(lambda: "no nodes" in scheduled(m, "p").message)
+            assert full.refused == 1
 
 
 async def test_a_rollout_goes_through_and_the_old_pods_leave() -> None:
