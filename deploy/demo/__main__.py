@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.deploy.devcluster import leftovers
-from shoal.deploy.devcluster.plan import DATA_ROOT
+from shoal.deploy.devcluster.plan import DATA_ROOT, RUN_ROOT
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = Path("deploy/examples")  # all commands run in ROOT
@@ -131,7 +131,7 @@ def down(name: str) -> None:
     before = leftovers.load(BEFORE)
     if before is None:
         return
-    extra = leftovers.wait_clean(before)
+    extra = leftovers.without_clusters(leftovers.wait_clean(before), RUN_ROOT)
     if extra:
         lines = "\n".join(f"    {kind}: {item}" for kind, items in extra.items() for item in items)
         raise DemoFailed(f"this is here now and was not before `make demo`:\n{lines}")

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from shoal.deploy.devcluster.plan import link_hash
+
 MARK = "SHOAL_TEST_RUN"  # in the environment of every process that a test starts
 SETTLE_SECONDS = 10.0  # processes and namespaces go a moment after their last user
 
@@ -98,6 +100,14 @@ def wait_clean(before: Listing, seconds: float = SETTLE_SECONDS) -> dict[str, li
     while (extra := listing().beyond(before)) and time.monotonic() < end:
         time.sleep(0.1)
     return extra
+
+
+def without_clusters(extra: dict[str, list[str]], run_root: Path) -> dict[str, list[str]]:
+    """What is left of a listing without what belongs to development clusters that run: they came meanwhile."""
+    names = [p.name for p in run_root.iterdir() if p.is_dir()] if run_root.is_dir() else []
+    marks = [mark for name in names for mark in (name, link_hash(name))]
+    kept = {kind: [item for item in items if not any(mark in item for mark in marks)] for kind, items in extra.items()}
+    return {kind: items for kind, items in kept.items() if items}
 
 
 def save(found: Listing, path: Path) -> None:

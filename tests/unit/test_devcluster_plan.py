@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shoal.deploy.devcluster import disks, lifecycle
-from shoal.deploy.devcluster.plan import MIB, ClusterPlan, Host, Refusal, load, new_plan
+from shoal.deploy.devcluster.leftovers import without_clusters
+from shoal.deploy.devcluster.plan import MIB, ClusterPlan, Host, Refusal, link_hash, load, new_plan
 
 HOST = Host(cpus=2, memory_bytes=8 << 30, storage_bytes=90 << 30, routes=(), free_port=lambda: 1)
 
@@ -38,3 +39,13 @@ def test_up_does_not_ignore_what_a_cluster_cannot_become(tmp_path: Path, heartbe
 def test_a_disk_that_is_too_small_is_refused() -> None:
     with pytest.raises(Refusal, match="at least 32Mi"):
         disks.check(MIB)
+
+
+def test_other_clusters_that_came_meanwhile_are_not_left_over(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    extra = {
+        "links": [f"shoal{link_hash('other')}", f"shoal{link_hash('dev')}"],
+        "processes": ["7 python -m shoal.master.main --config /var/lib/shoal/other/master-0.yaml"],
+    }
+    assert without_clusters(extra, tmp_path) == {"links": [f"shoal{link_hash('dev')}"]}
+    assert without_clusters(extra, tmp_path / "none") == extra
