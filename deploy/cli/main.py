@@ -7,6 +7,7 @@ on the code of the command that it ran.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -32,6 +33,8 @@ VERBS = {
     "version": "Show the versions of the command and the cluster.",
     "completion": "Print the completion script for a shell.",
 }
+NO_CLUSTER = ("up", "down", "config", "completion")  # verbs that ask no cluster
+UNWIND_SECONDS = 1.0  # for an interrupted verb to clean up
 EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain. `exec` passes on its command's."
 
 
@@ -77,8 +80,13 @@ class Verbs(click.Group):
 
 @click.version_option(__version__, prog_name="shoal", message="%(prog)s %(version)s")
 @click.group(cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
+@click.option("--context", "context_name", metavar="NAME", help="The cluster, for any verb that asks one.")
+@click.option("-n", "--namespace", metavar="NAME", help="The namespace, likewise.")
+@click.pass_context
+def cli(ctx: click.Context, context_name: str | None, namespace: str | None) -> None:
     """Shoal: a multi-node cluster scheduler."""
+    if (context_name or namespace) and ctx.invoked_subcommand in NO_CLUSTER:
+        raise click.UsageError(f"'{ctx.invoked_subcommand}' takes neither --context nor -n before it", ctx)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -115,8 +123,18 @@ def _say(text: str) -> None:
         pass
 
 
+def _interrupted(_number: int, _frame: object) -> None:
+    """Ctrl-C. Raised inside one of grpc's callbacks KeyboardInterrupt is lost: then the alarm ends us."""
+    signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(INTERRUPTED))
+    signal.setitimer(signal.ITIMER_REAL, UNWIND_SECONDS)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The entry point of the `shoal` program."""
+    changing_this_machine = sys.argv[1:2] in (["up"], ["down"])  # they take the time that they need to unwind
+    if not changing_this_machine and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     sys.exit(run())
 
 

@@ -15,7 +15,8 @@ def image_rows(nodes: Iterable[Any]) -> list[list[str]]:
     for node in nodes:
         count += 1
         for image in node.status.images:
-            for name in image.names:
+            named = [name for name in image.names if not name.startswith("sha256:")]
+            for name in named or image.names:
                 where.setdefault((name, image.sizeBytes), []).append(node.metadata.name)
     return [
         [clean(name), size(amount), f"all {count}" if len(have) == count > 1 else ",".join(sorted(have))]
