@@ -42,6 +42,26 @@ class ReaderGone(Exception):
     """Whoever read our output has enough (`| head`). click would end with 1 on the OSError itself."""
 
 
+def _plain_flags(command: click.Command, arguments: list[str]) -> list[str]:
+    """kubectl's --wait=false and --wait=true as click has them: --no-wait, and --wait or nothing."""
+    flags = {name: option for option in command.params if _is_flag(option) for name in option.opts}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    plain: list[str] = []
+    for argument in arguments[:end]:
+        name, _, value = argument.partition("=")
+        if name not in flags or value not in ("true", "false"):
+            plain.append(argument)
+        elif value == "true":
+            plain.append(name)
+        else:
+            plain += flags[name].secondary_opts[:1]  # what is off by itself needs no word
+    return plain + arguments[end:]
+
+
+def _is_flag(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and parameter.is_flag
+
+
 class Verbs(click.Group):
     """A group whose commands are imported one by one, when they are used."""
 
@@ -71,7 +91,8 @@ class Verbs(click.Group):
             meant = nearest(args[0], VERBS)
             advice = f"did you mean '{meant}'?" if meant else "see shoal --help"
             raise click.UsageError(f"no verb is called '{args[0]}': {advice}", ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, _plain_flags(command, rest) if command is not None else rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):  # from the table: the verbs themselves stay unimported

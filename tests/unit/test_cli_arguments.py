@@ -63,7 +63,6 @@ def test_bad_objects(words: list[str], why: str) -> None:
         (["delete", "pod", "a", "--all"], 2, "exclude"),
         (["scale", "pod/a", "--replicas", "1"], 2, "has no replicas"),
         (["scale", "deploy/a", "--replicas", "-1"], 2, "-1"),
-        (["exec", "-t", "a", "--", "ls"], 2, "not supported yet"),
         (["exec", "a"], 2, "Missing argument"),
         (["apply"], 2, "Missing option"),
         (["apply", "-f", "https://example.com/x.yaml"], 1, "addresses are not fetched"),
