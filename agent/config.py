@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from shoal.agent.machine import Capacity
 from shoal.agent.machines import DEFAULT_PODS, Overrides
 from shoal.agent.node import Reserved
 from shoal.proto import quantity
+from shoal.proto.logs import FORMATS
 
 DEFAULT_DATA = "/var/lib/shoal"
 DEFAULT_RUN = "/run/shoal"
@@ -37,6 +39,7 @@ KEYS = {
     "spawner": str,
     "resolv_conf": str,
     "log_level": str,
+    "log_format": str,
 }
 REQUIRED = ("node", "masters", "ca", "certificate", "key", "address")
 
@@ -65,6 +68,7 @@ class Config:
     spawner: str = "own"  # the agent starts it; "external": a unit of its own does
     resolv_conf: Path = Path("/etc/resolv.conf")
     log_level: str = "INFO"
+    log_format: str = "logfmt"
 
     def overrides(self) -> Overrides:
         get = self.capacity.get
@@ -125,6 +129,8 @@ def _value(name: str, value: Any) -> Any:
     match name:
         case "ca" | "certificate" | "key" | "data" | "run" | "resolv_conf":
             return Path(value)
+        case "address":
+            return str(IPv4Address(value))  # other nodes route to it
         case "masters":
             return tuple("{}:{}".format(*host_port(item)) for item in value)
         case "http":
@@ -140,6 +146,10 @@ def _value(name: str, value: Any) -> Any:
             if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
                 raise ValueError(f"{value!r} is not one of DEBUG, INFO, WARNING, ERROR")
             return value.upper()
+        case "log_format":
+            if value not in FORMATS:
+                raise ValueError(f"{value!r} is not one of {', '.join(FORMATS)}")
+            return value
         case "spawner":
             if value not in ("own", "external"):
                 raise ValueError(f"{value!r} is neither own (the agent starts it) nor external (a unit does)")

@@ -19,8 +19,8 @@ from shoal.agent.outbox import Outbox
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.backoff import retry_delay
 from shoal.agent.pods.spec import NodeFacts
-from shoal.agent.pods.worker import NodePorts, Worker
-from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeGone, Usage
+from shoal.agent.pods.worker import Meter, NodePorts, Worker
+from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeFault, Usage
 from shoal.agent.session import Connector, Session, SessionConfig
 from shoal.agent.state import State
 from shoal.agent.sync import NodeNetwork, Sync
@@ -63,9 +63,9 @@ class Agent:
         ports: AgentPorts,
         now: Callable[[], float],
         rng: random.Random,
-        started: Callable[[float], None] = lambda seconds: None,
+        meter: Meter | None = None,
     ) -> None:
-        """`now` is CLOCK_REALTIME; `started` takes the seconds that each pod needed to run."""
+        """`now` is CLOCK_REALTIME."""
         self.restored = False
         self.usage: Mapping[ContainerID, Usage] = {}
         self._config = config
@@ -86,7 +86,7 @@ class Agent:
         )
         self.outbox = Outbox(0)
         node_ports = NodePorts(ports.runtime, ports.images, ports.network, ports.state, ports.logs)
-        self.worker = Worker(node_ports, node, now, lambda report: self.outbox.put(report), started)
+        self.worker = Worker(node_ports, node, now, lambda report: self.outbox.put(report), meter)
         self.network = NodeNetwork(ports.network, self._network_changed)
         self.sync = Sync(config.node, node_ports, self.worker, self.network, now)
         self.tunnels = Tunnels(
@@ -155,30 +155,36 @@ class Agent:
         """Exits as they come; after the runtime was away, everything that it knows."""
         failures = 0
         while True:
-            events = self._ports.runtime.events()
-            first: asyncio.Future[RuntimeEvent] = asyncio.ensure_future(anext(events))
-            try:
-                await asyncio.sleep(0)  # listening begins before the list, so that no exit falls between them
-                self.worker.observed(await self._ports.runtime.list())
-                failures = 0
-                self._runtime_changed("")
-                self.worker.runtime_event(await first)
-                async for event in events:
-                    self.worker.runtime_event(event)
-                fault = "its events ended"
-            except RuntimeGone as gone:
-                fault = str(gone)
-            except StopAsyncIteration:
-                fault = "its events ended"
-            finally:
-                first.cancel()
-                await asyncio.gather(first, return_exceptions=True)
-                if (close := getattr(events, "aclose", None)) is not None:
-                    await close()
-            failures += 1
-            log.warning("the node's runtime does not answer: %s; containers go on, a new contact is tried", fault)
-            self._runtime_changed(fault)
+            fault = await self._listen()
+            failures = failures + 1 if fault else 0
+            if fault:
+                log.warning("the node's runtime does not answer: %s; containers go on, a new contact is tried", fault)
+                self._runtime_changed(fault)
             await asyncio.sleep(retry_delay(failures))
+
+    async def _listen(self) -> str:
+        """Until the contact is lost: a spawner that is back at once is no fault. Else why there is none."""
+        events = self._ports.runtime.events()
+        first: asyncio.Future[RuntimeEvent] = asyncio.ensure_future(anext(events))
+        listed = False
+        try:
+            await asyncio.sleep(0)  # listening begins before the list, so that no exit falls between them
+            self.worker.observed(await self._ports.runtime.list())
+            listed = True
+            self._runtime_changed("")
+            self.worker.runtime_event(await first)
+            async for event in events:
+                self.worker.runtime_event(event)
+        except (RuntimeFault, OSError) as fault:
+            return "" if listed else str(fault)
+        except StopAsyncIteration:
+            pass
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            if (close := getattr(events, "aclose", None)) is not None:
+                await close()
+        return ""
 
     async def _watch_images(self) -> None:
         while True:
@@ -204,8 +210,5 @@ class Agent:
         """Asks the runtime what the containers use, for the metrics; what it said last stays when it is away."""
         try:
             self.usage = await self._ports.runtime.usage()
-            fault = ""
-        except RuntimeGone as gone:
-            fault = str(gone)
-        if fault != self.reporter.runtime_fault:
-            self._runtime_changed(fault)
+        except (RuntimeFault, OSError) as fault:
+            log.warning("what the containers use is not known: %s", fault)

@@ -30,17 +30,22 @@ from shoal.agent.images.store import ImageStore
 from shoal.agent.logs import DiskLogFiles
 from shoal.agent.machine import Machine
 from shoal.agent.machines import DevNode, RealMachine
-from shoal.agent.metrics import AgentCollector, StartDurations
+from shoal.agent.metrics import AgentCollector, Durations
 from shoal.agent.network.linux import LinuxNetwork
+from shoal.agent.network.port import NetworkFault
 from shoal.agent.runtime import seccomp
+from shoal.agent.runtime.cgroups import CgroupError
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
 from shoal.agent.runtime.settings import SettingsError
 from shoal.agent.spawn import settings_of
 from shoal.agent.state import DiskState, StateFault
+from shoal.proto import logs
 
 log = logging.getLogger("shoal.agent")
 EXIT_FAILED, EXIT_USAGE = 1, 2
+# What a machine can be at fault with: a message says what, and no trace of ours helps.
+FAULTS = (StateFault, RuntimeFault, ImageFault, NetworkFault, CgroupError, seccomp.ProfileError, OSError)
 FIRST_CONTACT_S = 15.0  # with the spawner; afterwards the agent goes on and tries again
 
 
@@ -55,17 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as fault:
         print(fault, file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
-    start_logging(config.log_level)
+    logs.set_up(config.log_format, config.log_level)
     try:
         if os.geteuid() != 0:
             raise CannotRun("the agent makes namespaces and cgroups: run it as root")
         with locked(config.data):
             asyncio.run(serve(config))
-    except (CannotRun, SettingsError, RuntimeFault, StateFault, ImageFault, OSError) as fault:
+    except (CannotRun, SettingsError, *FAULTS) as fault:
         log.error("the agent of node %s cannot run: %s", config.node, fault)
         return EXIT_FAILED
     except BaseExceptionGroup as group:
-        known, rest = group.split((StateFault, RuntimeFault, ImageFault, OSError))
+        known, rest = group.split(FAULTS)
         for known_fault in known.exceptions if known is not None else ():
             log.error("the agent of node %s cannot go on: %s", config.node, known_fault)
         if rest is not None:
@@ -93,6 +98,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Path | None, dict[str, Any]]:
     parser.add_argument("--label", type=pairs, dest="labels", metavar="key=value,...")
     parser.add_argument("--boot-id", dest="boot_id", help="instead of the machine's own")
     parser.add_argument("--log-level", dest="log_level")
+    parser.add_argument("--log-format", dest="log_format", help="logfmt or json")
     flags = vars(parser.parse_args(argv))
     return flags.pop("config"), flags
 
@@ -102,15 +108,6 @@ def pairs(text: str) -> dict[str, str]:
     if not all(equals for _, equals, _ in items):
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value,key=value")
     return {key: value for key, _, value in items}
-
-
-def start_logging(level: str) -> None:
-    """One line per event on stderr: time, level, part, sentence."""
-    logging.Formatter.converter = time.gmtime
-    form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    handler = logging.StreamHandler()
-    handler.setFormatter(form)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 @contextlib.contextmanager
@@ -146,10 +143,10 @@ async def serve(config: Config) -> None:
         stack.callback(network.close)
         state = DiskState(config.data / "state")
         ports = AgentPorts(runtime, images, network, machine, state, DiskLogFiles(), connector)
-        starts = StartDurations()
+        durations = Durations()
         rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
-        agent = Agent(core_config(config), ports, time.time, rng, starts.observe)
-        await stack.enter_async_context(http_server(config, agent, starts))
+        agent = Agent(core_config(config), ports, time.time, rng, durations)
+        await stack.enter_async_context(http_server(config, agent, durations))
         await run_until(agent, stop)
 
 
@@ -208,10 +205,10 @@ def core_config(config: Config) -> AgentConfig:
 
 # ---- http ----
 @contextlib.asynccontextmanager
-async def http_server(config: Config, agent: Agent, starts: StartDurations) -> AsyncIterator[None]:
+async def http_server(config: Config, agent: Agent, durations: Durations) -> AsyncIterator[None]:
     """/metrics, /healthz and /readyz on the given addresses, and on no other."""
     registry = CollectorRegistry()
-    registry.register(AgentCollector(agent, config.node, starts))
+    registry.register(AgentCollector(agent, config.node, durations))
 
     async def metrics(_: web.Request) -> web.Response:
         await agent.refresh_usage()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,44 +15,68 @@ from shoal.agent.pods.machine import PodMachine
 from shoal.agent.pods.status import RUNNING_PHASE
 
 START_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 CONTAINER_LABELS = ("namespace", "pod", "container")
 
 
-class StartDurations:
-    """How long pods took from their assignment to Running."""
+class Histogram:
+    """Counts by bucket, and their sum."""
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(START_BUCKETS_S) + 1)
-        self.total = 0.0
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
 
     def observe(self, seconds: float) -> None:
-        index = next((n for n, bound in enumerate(START_BUCKETS_S) if seconds <= bound), len(START_BUCKETS_S))
-        self.counts[index] += 1
-        self.total += seconds
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._total += seconds
 
-    def family(self) -> Metric:
-        bounds = [*(str(bound) for bound in START_BUCKETS_S), "+Inf"]
-        cumulated = [(bound, float(sum(self.counts[: n + 1]))) for n, bound in enumerate(bounds)]
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        names = [*(str(bound) for bound in self._bounds), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        family.add_metric(labels, buckets=buckets, sum_value=self._total)
+
+
+class Durations:
+    """The worker's meter: how long pods, and the steps of pods, took."""
+
+    def __init__(self) -> None:
+        self._starts = Histogram(START_BUCKETS_S)
+        self._steps: dict[str, Histogram] = {}
+
+    def observe_start(self, seconds: float) -> None:
+        self._starts.observe(seconds)
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        if step not in self._steps:
+            self._steps[step] = Histogram(STEP_BUCKETS_S)
+        self._steps[step].observe(seconds)
+
+    def families(self) -> Iterator[Metric]:
         text = "Seconds from a pod's assignment to this node until it runs."
-        family = HistogramMetricFamily("kubelet_pod_start_duration_seconds", text)
-        family.add_metric([], buckets=cumulated, sum_value=self.total)
-        return family
+        starts = HistogramMetricFamily("kubelet_pod_start_duration_seconds", text)
+        self._starts.add_to(starts, [])
+        text = "Seconds that one step of a pod took, by the step's name."
+        steps = HistogramMetricFamily("shoal_agent_step_duration_seconds", text, labels=("step",))
+        for step, histogram in sorted(self._steps.items()):
+            histogram.add_to(steps, [step])
+        yield from (starts, steps)
 
 
 class AgentCollector(Collector):
     """Reads the agent's own data; `agent.usage` is what the runtime said last."""
 
-    def __init__(self, agent: Agent, node: str, starts: StartDurations) -> None:
+    def __init__(self, agent: Agent, node: str, durations: Durations) -> None:
         self._agent = agent
         self._node = node
-        self._starts = starts
+        self._durations = durations
 
     def collect(self) -> Iterator[Metric]:
         machines = list(self._agent.worker.machines.values())
         yield self._node_name()
         yield _gauge("kubelet_running_pods", "Pods that run on this node.", _running(machines))
         yield self._running_containers(machines)
-        yield self._starts.family()
+        yield from self._durations.families()
         yield from self._counters()
         yield from self._containers(machines)
         yield from self._usage()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from shoal.proto.v1 import session_pb2 as s
 
 MAX_PODS = 200  # per report: below 1 MiB with room to spare
+PENDING, CREATING = "Pending", "ContainerCreating"
 
 
 class Outbox:
@@ -17,11 +18,17 @@ class Outbox:
         self._start = agent_start
         self._counter = 0
         self._waiting: dict[str, s.PodReport] = {}  # to be sent, oldest first
+        self._urgent: set[str] = set()
         self._sent: dict[str, tuple[int, s.PodReport]] = {}  # not acknowledged yet
 
     @property
     def dirty(self) -> bool:
         return bool(self._waiting)
+
+    @property
+    def urgent(self) -> bool:
+        """Something waits that is worth a message at once."""
+        return bool(self._urgent)
 
     @property
     def unacknowledged(self) -> int:
@@ -30,6 +37,8 @@ class Outbox:
     def put(self, report: s.PodReport) -> None:
         """A newer report of a pod replaces the one that waits."""
         self._waiting[report.uid] = report
+        if _is_urgent(report):
+            self._urgent.add(report.uid)
         self.wake()
 
     def take(self) -> s.StatusReport | None:
@@ -39,6 +48,7 @@ class Outbox:
         self._counter += 1
         uids = list(self._waiting)[:MAX_PODS]
         pods = [self._waiting.pop(uid) for uid in uids]
+        self._urgent.difference_update(uids)
         self._sent.update({pod.uid: (self._counter, pod) for pod in pods})
         return s.StatusReport(sequence=s.Sequence(agent_start=self._start, counter=self._counter), pods=pods)
 
@@ -52,4 +62,13 @@ class Outbox:
         """What the last session did not acknowledge is sent again, before what waits."""
         again = {uid: report for uid, (_, report) in self._sent.items()}
         self._waiting = {**again, **self._waiting}
+        self._urgent = {uid for uid, report in self._waiting.items() if _is_urgent(report)}
         self._sent = {}
+
+
+def _is_urgent(report: s.PodReport) -> bool:
+    """All but a start under way without trouble: mostly it runs a moment later, and one report then says it all."""
+    status = report.status
+    if report.ended or status.phase != PENDING:
+        return True
+    return any(container.state.waiting.reason != CREATING for container in status.containerStatuses)

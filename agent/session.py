@@ -302,8 +302,9 @@ class Session:
         if self._resync:
             why, self._resync = self._resync, ""
             return s.Up(resync=s.Resync(why=why))
-        if self._outbox.dirty and now >= talk.last_status + STATUS_INTERVAL_S:
-            talk.last_status = now
+        if self._outbox.dirty and now >= self._status_due(talk, now):
+            talk.last_status = now if self._outbox.urgent else talk.last_status
+            talk.dirty_since = None
             return s.Up(status=self._outbox.take())
         if self._report_due:
             self._report_due = False
@@ -318,7 +319,15 @@ class Session:
 
     def _due(self, talk: _Talk) -> float:
         heartbeat = talk.last_sent + talk.period
-        return min(heartbeat, talk.last_status + STATUS_INTERVAL_S) if self._outbox.dirty else heartbeat
+        return min(heartbeat, self._status_due(talk, heartbeat)) if self._outbox.dirty else heartbeat
+
+    def _status_due(self, talk: _Talk, now: float) -> float:
+        """News go at once, unless the last went less than the interval ago; what can wait for news waits that long."""
+        if self._outbox.urgent:
+            return talk.last_status + STATUS_INTERVAL_S
+        if talk.dirty_since is None:
+            talk.dirty_since = now
+        return talk.dirty_since + STATUS_INTERVAL_S
 
     async def _sleep_until(self, when: float) -> None:
         try:
@@ -340,3 +349,4 @@ class _Talk:
     number: int = 0
     last_sent: float = 0.0
     last_status: float = float("-inf")
+    dirty_since: float | None = None  # since when only reports wait that can

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from google.protobuf.message import DecodeError
@@ -20,6 +20,7 @@ from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent.sync")
+LOOK_AFTER_S = 30.0  # between two times that the network is brought in line without a change
 
 
 class Sync:
@@ -32,6 +33,7 @@ class Sync:
         self._network = network
         self._now = now
         self._record = ClusterRecord()
+        self._judged = False
         self._orphans: dict[str, Found] = {}  # what the node holds without a record, until a COMPLETE judges it
 
     @property
@@ -113,7 +115,7 @@ class Sync:
         for uid in (*gone, *change.removed_pods):
             self._worker.post(uid, i.Removed())
         if change.complete:
-            self._judge_orphans()
+            await self._judge_orphans()
         nodes = {} if change.complete else dict(self._record.nodes)
         nodes.update(change.nodes)
         for name in change.removed_nodes:
@@ -130,11 +132,17 @@ class Sync:
         record = PodRecord(uid, pod.SerializeToString(deterministic=True), self._now())
         self._worker.add(record, self._orphans.pop(uid, None))
 
-    def _judge_orphans(self) -> None:
+    async def _judge_orphans(self) -> None:
+        """What the node holds without a record: of pods that ran, and images of those that an agent died before."""
         for uid in self._orphans:
             log.warning("pod %s runs here but is not assigned to this node: it is stopped", uid)
             self._worker.purge(uid)
-        self._orphans = {}
+        holders = await self._ports.images.holders() if not self._judged else ()
+        for uid in (
+            {holder.partition("/")[0] for holder in holders} - self._worker.machines.keys() - self._orphans.keys()
+        ):
+            self._worker.purge(uid)
+        self._orphans, self._judged = {}, True
 
     async def _save(self) -> None:
         """A record that cannot be saved costs nothing: after a restart a COMPLETE says it all again."""
@@ -148,8 +156,9 @@ class NodeNetwork:
     """Keeps the node's side of the network as wished, trying again until it is."""
 
     def __init__(self, network: Network, ready: Callable[[], None]) -> None:
-        """`ready` is called when the pod range has been set up."""
+        """`ready` is called when `fault` changes."""
         self.fault = "the node has no pod range yet: it gets one from the master"
+        self._peer_fault = ""
         self._network = network
         self._ready = ready
         self._wanted: tuple[str, str, tuple[Peer, ...]] = ("", "", ())
@@ -169,8 +178,8 @@ class NodeNetwork:
     async def run(self) -> None:
         failures, configured = 0, ("", "")
         while True:
-            if not failures:
-                await self._changed.wait()
+            if not failures and await self._rested():
+                configured = ("", "")
             self._changed.clear()
             pod_cidr, cluster_cidr, peers = self._wanted
             if not pod_cidr:
@@ -179,18 +188,40 @@ class NodeNetwork:
                 if configured != (pod_cidr, cluster_cidr):
                     await self._network.configure(pod_cidr, cluster_cidr)
                     configured = (pod_cidr, cluster_cidr)
-                await self._network.sync_peers(peers)
-                failures = 0
-                if self.fault:
-                    self.fault = ""
-                    self._ready()
             except NetworkFault as fault:
                 failures += 1
+                log.warning("the node's network is not set up: %s", fault)
                 self._set_fault(str(fault))
                 await asyncio.sleep(retry_delay(failures))
+                continue
+            self._set_fault("")
+            failures = await self._sync_peers(peers, failures)
+
+    async def _sync_peers(self, peers: Sequence[Peer], failures: int) -> int:
+        """The failures in a row. Another node out of reach is no fault of this one: else one node with a wrong address
+        would make all nodes not ready."""
+        try:
+            await self._network.sync_peers(peers)
+        except NetworkFault as fault:
+            if str(fault) != self._peer_fault:
+                log.warning("some nodes' pods are out of reach: %s", fault)
+            self._peer_fault = str(fault)
+            await asyncio.sleep(retry_delay(failures + 1))
+            return failures + 1
+        self._peer_fault = ""
+        return 0
+
+    async def _rested(self) -> bool:
+        """True when the time has come to look after everything: a link that was down has lost its routes, and other
+        programs flush rules and reset settings."""
+        try:
+            async with asyncio.timeout(LOOK_AFTER_S):
+                await self._changed.wait()
+        except TimeoutError:
+            return True
+        return False
 
     def _set_fault(self, text: str) -> None:
-        log.warning("the node's network is not set up: %s", text)
         if text != self.fault:
             self.fault = text
             self._ready()

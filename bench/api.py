@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 
 WARM_UP_SECONDS = 2.0
+SPARE_SECONDS = 60.0  # beyond the load itself; more means that the master does not answer
 
 
 def pod(name: str) -> c.Object:
@@ -83,7 +85,8 @@ async def measure(callers: int, seconds: float) -> str:
         before = master.cpu_seconds(), etcd.cpu_seconds()
         command = [sys.executable, "-m", "bench.api", "--load", master.address, str(folder / "certs")]
         command += ["--callers", str(callers), "--seconds", str(seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        limit = WARM_UP_SECONDS + seconds + SPARE_SECONDS
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
         if done.returncode:
             raise SystemExit(f"the load failed: {done.stderr}{master.output()[-2000:]}")
         figures = json.loads(done.stdout.splitlines()[-1])
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--load", nargs=2, metavar=("ADDRESS", "CERTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that etcd and master go with it
     if options.load:
         asyncio.run(load(options.load[0], Path(options.load[1]), options.callers, options.seconds))
     else:

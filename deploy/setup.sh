@@ -44,7 +44,7 @@ unpack() {
     local work
     work=$(mktemp -d)
     chmod 755 "$work"
-    (cd "$work" && apt_try apt-get download -qq "$1" >/dev/null)
+    (cd "$work" && apt_try apt-get -o APT::Sandbox::User=root download -qq "$1" >/dev/null)
     rm -rf "${TOOLS:?}/$1"
     mkdir -p "$TOOLS"
     dpkg -x "$work"/*.deb "$work/unpacked"

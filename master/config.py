@@ -12,6 +12,7 @@ import yaml
 
 from shoal.master.dispatcher.nodes import Ranges
 from shoal.proto.errors import nearest
+from shoal.proto.logs import FORMATS
 
 LISTS = ("listen", "http", "etcd_endpoints")
 TEXTS = (
@@ -20,7 +21,6 @@ TEXTS = (
 )  # fmt: skip
 NUMBERS = ("heartbeat_ms",)
 REQUIRED = ("name", "listen", "advertise", "ca", "certificate", "key", "etcd_endpoints")
-LOG_FORMATS = ("logfmt", "json")
 LEAST_HEARTBEAT_MS = 50
 DEFAULT_CIDR = "10.244.0.0/16"
 HELP = {
@@ -143,8 +143,8 @@ def _together(made: Mapping[str, Any]) -> list[str]:
     problems = []
     if "advertise" in made and not is_address(made["advertise"]):
         problems.append(f"advertise: {made['advertise']!r} is not HOST:PORT")
-    if made.get("log_format", "logfmt") not in LOG_FORMATS:
-        problems.append(f"log_format: use one of {', '.join(LOG_FORMATS)}")
+    if made.get("log_format", "logfmt") not in FORMATS:
+        problems.append(f"log_format: use one of {', '.join(FORMATS)}")
     given = [name for name in ("etcd_ca", "etcd_certificate", "etcd_key") if made.get(name)]
     if given and len(given) != 3:
         problems.append(f"etcd: TLS needs ca, certificate and key; only {', '.join(given)} given")

@@ -40,6 +40,7 @@ log = logging.getLogger("shoal.master")
 
 RETRY_SECONDS = 0.5
 WATCH_LEASE_SECONDS = 0.5
+BLIND_SECONDS = 2.0  # a loop that stood still for longer has heard nobody meanwhile
 NODE_CONTROLLER = "node"
 
 
@@ -257,6 +258,7 @@ class Term:
         self._clock = asyncio.get_running_loop().time
         nodes = sum(1 for _ in master.store.view.all("Node"))
         self._judging_since = self._clock() + nodes / config.admissions_per_second  # all have had time to come back
+        self._awake = self._clock()
 
     def size(self) -> int:
         """Objects that this term begins with, by a rough count."""
@@ -280,6 +282,7 @@ class Term:
     async def _watch_lease(self) -> None:
         """Ends with the leadership. Meanwhile, without etcd nobody is judged by silence."""
         while not self.leadership.lost.is_set():
+            self._notice_blindness()
             if not self.leadership.valid():
                 self._judging_since = max(self._judging_since, self._clock())
             try:
@@ -288,7 +291,17 @@ class Term:
             except TimeoutError:
                 pass
 
+    def _notice_blindness(self) -> None:
+        """A process that was stopped, or busy for long, has not read the heartbeats that lie in its sockets: what it
+        did not hear counts from now on."""
+        now = self._clock()
+        if now - self._awake > WATCH_LEASE_SECONDS + BLIND_SECONDS:
+            log.warning("stood still for %.1f s: nodes are judged by silence from now on", now - self._awake)
+            self._judging_since = max(self._judging_since, now)
+        self._awake = now
+
     def _beats(self) -> Beats:
+        self._notice_blindness()
         return Beats(self._clock(), self.dispatcher.last_seen, self._judging_since, self.dispatcher.period())
 
     def _joined(self, _node: str) -> None:

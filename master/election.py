@@ -15,6 +15,7 @@ from typing import Protocol
 from shoal.master.model import Fault, NoSpace, Unavailable
 from shoal.master.store import keys
 from shoal.master.store.port import Compare, KeyValue, Lease, Port, Put
+from shoal.master.store.space import make_room
 from shoal.proto.v1 import store_pb2 as s
 
 log = logging.getLogger("shoal.election")
@@ -110,7 +111,7 @@ class Election:
         address: str,
         identity: str,
         clock: Callable[[], float],
-        make_room: Callable[[], Awaitable[None]] | None = None,
+        make_room: Callable[[Port], Awaitable[None]] = make_room,
         ttl: float = LEASE_TTL_S,
     ) -> None:
         self.leader: LeaderInfo | None = None  # as far as known
@@ -154,8 +155,7 @@ class Election:
 
     async def _try_to_make_room(self) -> None:
         try:
-            if self._make_room:
-                await self._make_room()
+            await self._make_room(self._port)
         except Fault as fault:
             log.warning("no room could be made in etcd: %s", fault)
 

@@ -24,6 +24,9 @@ BACKOFF_DOUBLINGS = 10
 SETTLE_SECONDS = 1.0  # between attempts to learn what became of creates
 CALLS_PER_CYCLE = 1000  # beyond it the rest waits for the next write
 CHANGES_PER_CYCLE = 5000
+COSTLY_SECONDS = 0.001  # a call that took longer is not made again at once
+REST_FACTOR = 4  # times what the call took: one busy object with thousands of dependents leaves time for the others
+RESTS_LIMIT = 1000  # then those that are over are forgotten
 CALLS_PER_BREATH = 64  # then the other loops get a turn
 
 
@@ -81,6 +84,7 @@ class ControllerLoop:
         self._later: list[tuple[float, int, Item]] = []
         self._due: dict[Item, float] = {}
         self._failures: dict[Item, int] = {}
+        self._rests: dict[Item, float] = {}  # costly items, until when
         self._order = 0
         self._wake = asyncio.Event()
         self._unsure: list[Create] = []
@@ -89,6 +93,7 @@ class ControllerLoop:
 
     def poke(self, controller: str, key: Key) -> None:
         """Calls the controller for this key at once: something that no watch shows has changed."""
+        self._rests.pop(Item(controller, key), None)
         self._add(Item(controller, key))
 
     async def run(self) -> None:
@@ -148,8 +153,18 @@ class ControllerLoop:
             return ()
 
     def _add(self, item: Item) -> None:
+        if self._rests and (left := self._rest_of(item)) > 0:
+            self._add_later(item, left)
+            return
         self._dirty[item] = None
         self._wake.set()
+
+    def _rest_of(self, item: Item) -> float:
+        """Seconds until a costly item may be called again."""
+        left = self._rests.get(item, 0.0) - asyncio.get_running_loop().time()
+        if left <= 0:
+            self._rests.pop(item, None)
+        return left
 
     def _add_later(self, item: Item, seconds: float) -> None:
         when = asyncio.get_running_loop().time() + seconds
@@ -223,8 +238,16 @@ class ControllerLoop:
             self.meter.reconciled(item.controller, "error", asyncio.get_running_loop().time() - started)
             self._back_off(item)
             return None
-        self.meter.reconciled(item.controller, "ok", asyncio.get_running_loop().time() - started)
+        ended = asyncio.get_running_loop().time()
+        self.meter.reconciled(item.controller, "ok", ended - started)
+        if ended - started > COSTLY_SECONDS:
+            self._rest(item, ended, REST_FACTOR * (ended - started))
         return outcome
+
+    def _rest(self, item: Item, time: float, seconds: float) -> None:
+        if len(self._rests) >= RESTS_LIMIT:
+            self._rests = {other: until for other, until in self._rests.items() if until > time}
+        self._rests[item] = time + seconds
 
     async def _write(self, changes: list[Change], works: list[Work]) -> Sequence[Record | Fault | None] | None:
         """The results, or None when the whole was refused and is to be decided anew."""

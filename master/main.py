@@ -16,7 +16,7 @@ import grpc
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from shoal.master import config as configuration
-from shoal.master import http_server, logs
+from shoal.master import http_server
 from shoal.master.api.forward import Forwarder
 from shoal.master.api.grpc_server import SERVER_OPTIONS, ClusterAdapter, Remote, credentials
 from shoal.master.config import Config, ConfigError
@@ -28,6 +28,7 @@ from shoal.master.model import NotLeader
 from shoal.master.store.etcd import Etcd, Tls
 from shoal.master.store.etcd_lease import ThreadRenewer
 from shoal.master.store.metered import Metered
+from shoal.proto import logs
 
 log = logging.getLogger("shoal.master")
 

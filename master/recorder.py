@@ -17,6 +17,7 @@ log = logging.getLogger("shoal.events")
 PENDING_LIMIT = 10_000  # notes in memory; beyond it new ones are dropped and counted
 GROUP = 127  # notes per write
 EXPIRE_EVERY_SECONDS = 60.0
+EXPIRED_AT_ONCE = 1000  # events of one write: the store's queue is bounded
 RETRY_SECONDS = 5.0
 
 
@@ -71,8 +72,9 @@ class Recorder:
 
     async def _expire(self) -> None:
         changes = events.expired(self.store.view, self.now())
+        for start in range(0, len(changes), EXPIRED_AT_ONCE):
+            await self.store.write(changes[start : start + EXPIRED_AT_ONCE], low_priority=True)
         if changes:
-            await self.store.write(changes, low_priority=True)
             log.info("removed %d events that were an hour old", len(changes))
 
     async def _flush(self) -> float:

@@ -1,102 +1,14 @@
-"""What a test could leave behind on the machine, as a listing that can be compared.
-
-`make demo` and `make down` use the same listing: what was there before is there after, and nothing else.
-"""
+"""Fails a test that leaves anything of Shoal's behind on the machine."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
 
-MARK = "SHOAL_TEST_RUN"  # in the environment of every process that a test starts
-SETTLE_SECONDS = 10.0  # processes and namespaces go a moment after their last user
+from shoal.deploy.devcluster.leftovers import MARK, listing, wait_clean
 
-
-@dataclass(frozen=True)
-class Listing:
-    processes: frozenset[str]
-    mounts: frozenset[str]
-    namespaces: frozenset[str]
-    cgroups: frozenset[str]
-    links: frozenset[str]
-    tables: frozenset[str]
-
-    def beyond(self, before: Listing) -> dict[str, list[str]]:
-        """What is here and was not there, by kind."""
-        extra = {f.name: sorted(getattr(self, f.name) - getattr(before, f.name)) for f in fields(self)}
-        return {kind: items for kind, items in extra.items() if items}
-
-
-def _ours(pid: str, mark: bytes) -> str | None:
-    """A line for a process that carries the mark or runs Shoal; None for any other."""
-    try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return None
-    if state == "Z":
-        return None  # ended; only its parent can take it from the table
-    if mark in environ.split(b"\0") or "shoal" in command.split(" ")[0] or "-m shoal." in command:
-        return f"{pid} {command[:160]}"
-    return None
-
-
-def _processes() -> Iterator[str]:
-    own = {str(os.getpid()), str(os.getppid())}
-    mark = f"{MARK}={os.environ.get(MARK, '-')}".encode()
-    for name in os.listdir("/proc"):
-        if name.isdigit() and name not in own and (line := _ours(name, mark)):
-            yield line
-
-
-def _mounts() -> Iterator[str]:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        yield " ".join(line.split(" ")[3:5])
-
-
-def _cgroups() -> Iterator[str]:
-    for root in Path("/sys/fs/cgroup").iterdir():
-        if root.is_dir():
-            yield from (str(p) for p in [*root.glob("shoal*"), *root.glob("shoal*/*")] if p.is_dir())
-
-
-def _links() -> Iterator[str]:
-    yield from os.listdir("/sys/class/net")
-
-
-def _tables() -> Iterator[str]:
-    try:
-        done = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return
-    yield from done.stdout.splitlines()
-
-
-def listing() -> Listing:
-    """What is on the machine now, of the kinds that Shoal makes."""
-    named = Path("/run/netns")
-    return Listing(
-        processes=frozenset(_processes()),
-        mounts=frozenset(_mounts()),
-        namespaces=frozenset(p.name for p in named.iterdir()) if named.is_dir() else frozenset(),
-        cgroups=frozenset(_cgroups()),
-        links=frozenset(_links()),
-        tables=frozenset(_tables()),
-    )
-
-
-def wait_clean(before: Listing, seconds: float = SETTLE_SECONDS) -> dict[str, list[str]]:
-    """What is still here beyond `before` once it no longer shrinks; {} is clean."""
-    end = time.monotonic() + seconds
-    while (extra := listing().beyond(before)) and time.monotonic() < end:
-        time.sleep(0.1)
-    return extra
+__all__ = ["listing", "nothing_left", "wait_clean"]
 
 
 @contextmanager

@@ -77,6 +77,7 @@ class MemoryStore:
         self.fault: Fault | None = None
         self.gate: asyncio.Event | None = None  # when set, writes wait for it
         self.writes: list[list[Change]] = []
+        self.after: list[Change] = []  # what somebody else writes before the next writer hears of its success
         self._feeds: list[tuple[Collection[str] | None, asyncio.Queue[tuple[int, list[Event]]]]] = []
 
     async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]:
@@ -89,6 +90,9 @@ class MemoryStore:
         self.view.revision += 1
         events: list[Event] = []
         results = [self._one(change, events) for change in changes]
+        for change in self.after:
+            self._one(change, events)
+        self.after = []
         for kinds, queue in self._feeds:
             wanted = [event for event in events if kinds is None or event.key.kind in kinds]
             if wanted:

@@ -14,6 +14,7 @@ from shoal.master.scheduler.snapshot import NodeFacts, TaintKey
 class PlainNode:
     facts: NodeFacts
     used: Counter[str] = field(default_factory=Counter)
+    load: Counter[str] = field(default_factory=Counter)  # with what is assumed of containers that ask for nothing
     owners: Counter[str] = field(default_factory=Counter)
 
     def reason(self, pods: PodClass) -> str:
@@ -31,14 +32,14 @@ class PlainNode:
         return ""
 
     def score(self, pods: PodClass) -> float:
-        load = self.share("cpu", pods) + self.share("memory", pods)
+        load = self.share("cpu", pods.load[0]) + self.share("memory", pods.load[1])
         soft = sum(t.effect == "PreferNoSchedule" and not accepted(t, pods) for t in self.facts.taints)
         siblings = self.owners[pods.owner] if pods.owner else 0
         return load / 4.0 - siblings * 1.0 - soft * 65536.0
 
-    def share(self, resource: str, pods: PodClass) -> float:
+    def share(self, resource: str, wanted: int) -> float:
         alloc = self.facts.alloc.get(resource, 0)
-        left = alloc - self.used[resource] - dict(pods.requests).get(resource, 0)
+        left = alloc - self.load[resource] - wanted
         return max(left, 0) / alloc if alloc > 0 else 0.0
 
 
@@ -66,6 +67,7 @@ def reference(nodes: Sequence[PlainNode], queue: Sequence[PodClass]) -> list[str
             continue
         best = max(possible, key=lambda n: n.score(pods))
         best.used.update(dict(pods.requests))
+        best.load.update(cpu=pods.load[0], memory=pods.load[1])
         best.owners[pods.owner] += 1
         result.append(best.facts.name)
     return result

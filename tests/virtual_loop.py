@@ -32,6 +32,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def spend(self, seconds: float) -> None:
+        """Lets work of the caller's take time."""
+        self._jumping.now += seconds
+
 
 def virtual(main: Coroutine[Any, Any, T]) -> T:
     """Runs to completion on virtual time. Raises RuntimeError on a deadlock."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 from shoal.agent.images import layers, names, tar
 from shoal.agent.images.archive import Archive, Found, named, spool
@@ -65,6 +65,9 @@ class FakeImages:
 
     async def release(self, holder: str) -> None:
         self._catalog = self._catalog.release(holder)
+
+    async def holders(self) -> Collection[str]:
+        return list(self._catalog.holders)
 
     def _take(self, found: Sequence[Found]) -> Sequence[Record]:
         records = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -61,3 +61,7 @@ class Images(Protocol):
         ...
 
     async def release(self, holder: str) -> None: ...
+
+    async def holders(self) -> Collection[str]:
+        """Everybody who holds something."""
+        ...

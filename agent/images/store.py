@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,9 @@ class ImageStore:
     async def release(self, holder: str) -> None:
         if holder in self._state.catalog.holders:
             await self._change(lambda catalog: catalog.release(holder), released=holder)
+
+    async def holders(self) -> Collection[str]:
+        return list(self._state.catalog.holders)
 
     def _image(self, record: Record) -> Image:
         config = self._configs[record.id]

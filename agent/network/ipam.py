@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
+
+from shoal.agent.network.port import NetworkFault
 
 
 class RangeFull(Exception):
@@ -32,32 +35,54 @@ def next_address(cidr: IPv4Network, used: Collection[IPv4Address], last: IPv4Add
 
 
 class Leases:
-    """Pod uid -> address in one JSON file; each change is written, synced and renamed before it counts."""
+    """Pod uid -> address in one JSON file; each change is written, synced and renamed before it counts.
+    Raises NetworkFault for a damaged file: addresses that are in use must not be given again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last: IPv4Address | None = None
         self._held: dict[str, IPv4Address] = {}
-        if path.exists():
-            state = json.loads(path.read_text())
-            self._held = {uid: IPv4Address(text) for uid, text in state["held"].items()}
-            self._last = IPv4Address(state["last"]) if state["last"] else None
+        try:
+            self._read(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise NetworkFault(
+                f"{path}, which says whose the pod addresses are, is damaged ({fault!r}): drain this node, "
+                "end its pods, move the file away and start the agent again"
+            ) from fault
+
+    def _read(self, state: dict[str, Any]) -> None:
+        self._held = {uid: IPv4Address(text) for uid, text in state["held"].items()}
+        self._last = IPv4Address(state["last"]) if state["last"] else None
 
     @property
     def held(self) -> Mapping[str, IPv4Address]:
         return self._held
 
-    def take(self, uid: str, cidr: IPv4Network) -> IPv4Address:
-        """The pod's address, the same one each time it is asked. Raises RangeFull, OSError (disk)."""
-        if uid in self._held and self._held[uid] in cidr:
-            return self._held[uid]
-        address = next_address(cidr, set(self._held.values()), self._last)
-        self._write({**self._held, uid: address}, address)
-        return address
+    def take(self, uids: Sequence[str], cidr: IPv4Network) -> dict[str, IPv4Address]:
+        """The pods' addresses, the same ones each time they are asked; one write for all of them. When the range ends
+        the last go without one; RangeFull when it is the first. Raises OSError (disk)."""
+        held, last = dict(self._held), self._last
+        found: dict[str, IPv4Address] = {}
+        for uid in uids:
+            if uid not in held or held[uid] not in cidr:
+                try:
+                    held[uid] = last = next_address(cidr, set(held.values()), last)
+                except RangeFull:
+                    if not found:
+                        raise
+                    break
+            found[uid] = held[uid]
+        if held != self._held:
+            self._write(held, last)
+        return found
 
-    def free(self, uid: str) -> None:
-        if uid in self._held:
-            self._write({other: a for other, a in self._held.items() if other != uid}, self._last)
+    def free(self, uids: Collection[str]) -> None:
+        """One write for all of them; what holds no address is no error."""
+        left = {uid: address for uid, address in self._held.items() if uid not in uids}
+        if left != self._held:
+            self._write(left, self._last)
 
     def _write(self, held: dict[str, IPv4Address], last: IPv4Address | None) -> None:
         state = {"last": str(last) if last else None, "held": {uid: str(a) for uid, a in held.items()}}

@@ -49,12 +49,15 @@ class LinuxNetwork:
         self._uplink = uplink
         self._thread = ThreadPoolExecutor(1, "network")
         self._pods: IPv4Network | None = None
+        self._arriving: dict[str, None] = {}  # whose attach waits for the thread: what can be done for all at once is
+        self._leaving: dict[str, None] = {}
+        self._bound: set[str] = set()  # pods whose address and element of the ruleset are in place
         self._mtu = DEFAULT_MTU
 
     async def _run(self, what: str, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (OSError, RangeFull) as fault:
+        except (OSError, ValueError, RangeFull) as fault:  # ValueError: what we were told is no address or range
             raise NetworkFault(f"{what}: {fault}") from fault
 
     async def configure(self, pod_cidr: str, cluster_cidr: str) -> None:
@@ -64,10 +67,18 @@ class LinuxNetwork:
         await self._run("setting the routes to the other nodes", lambda: self._sync_peers(peers))
 
     async def attach(self, pod_uid: str, netns: str) -> str:
-        return await self._run(f"attaching pod {pod_uid} to the network", lambda: self._attach(pod_uid, netns))
+        self._arriving[pod_uid] = None
+        try:
+            return await self._run(f"attaching pod {pod_uid} to the network", lambda: self._attach(pod_uid, netns))
+        finally:
+            self._arriving.pop(pod_uid, None)
 
     async def detach(self, pod_uid: str) -> None:
-        await self._run(f"detaching pod {pod_uid} from the network", lambda: self._detach(pod_uid))
+        self._leaving[pod_uid] = None
+        try:
+            await self._run(f"detaching pod {pod_uid} from the network", lambda: self._detach(pod_uid))
+        finally:
+            self._leaving.pop(pod_uid, None)
 
     async def attached(self) -> Mapping[str, str]:
         return {uid: str(address) for uid, address in self._leases.held.items()}
@@ -95,7 +106,13 @@ class LinuxNetwork:
                     link.delete_address(index, address)
             link.add_address(index, wanted)
             link.set_mtu(index, self._mtu)
+            # Without one of its own it takes the lowest of its ports', and with each pod that goes the gateway of all
+            # others could change.
+            link.set_mac(index, mac_of(gateway(pods)))
             link.set_up(index)
+            for pod in link.links().values():
+                if pod.name.startswith(rules.LINK_PREFIX) and pod.master != index:
+                    link.set_master(pod.index, index)  # somebody had taken the bridge away
         _set_forwarding()
         bound = {
             link_name(uid): (str(address), mac_of(address))
@@ -103,16 +120,22 @@ class LinuxNetwork:
             if address in pods
         }
         _nft(rules.ruleset(BRIDGE, pod_cidr, cluster_cidr, bound))
+        self._bound = {uid for uid, address in self._leases.held.items() if address in pods}
         self._pods = pods
 
     def _sync_peers(self, peers: Sequence[Peer]) -> None:
-        wanted = {IPv4Network(peer.pod_cidr): IPv4Address(peer.address) for peer in peers}
+        faults: list[str] = []  # one node's mistake must not cost the routes to the others
+        wanted: dict[IPv4Network, IPv4Address] = {}
+        for peer in peers:
+            try:
+                wanted[IPv4Network(peer.pod_cidr)] = IPv4Address(peer.address)
+            except ValueError as fault:
+                faults.append(f"node {peer.name}: {fault}")
         with Netlink() as link:
             have = {route.network: route for route in link.routes(ROUTE_PROTOCOL)}
             for network, route in have.items():
                 if network not in wanted:
                     link.delete_route(route)
-            faults = []
             for network, address in wanted.items():
                 if network in have and have[network].gateway == address:
                     continue
@@ -126,17 +149,20 @@ class LinuxNetwork:
     def _attach(self, uid: str, netns: str) -> str:
         if self._pods is None:
             raise OSError(errno.EAGAIN, "the node has no pod range yet: it has not reached the master")
-        address = self._leases.take(uid, self._pods)
+        if uid not in self._bound:
+            self._bind([uid, *(other for other in list(self._arriving) if other not in self._bound and other != uid)])
+        address = self._leases.held[uid]
         name, mac = link_name(uid), mac_of(address)
         with Netlink() as host, Netlink(netns) as pod:
             inner = pod.index(POD_LINK)
             if inner is None or host.index(name) is None:
                 host.delete_link(name)
-                _nft(rules.bind(name, str(address), mac))
                 bridge = host.index(BRIDGE)
+                if bridge is None:
+                    raise OSError(errno.ENODEV, f"the bridge {BRIDGE} is gone; it is made again soon")
                 descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    host.add_veth(name, self._mtu, POD_LINK, descriptor, mac, bridge or 0)
+                    host.add_veth(name, self._mtu, POD_LINK, descriptor, mac, bridge)
                 finally:
                     os.close(descriptor)
                 inner = pod.index(POD_LINK)
@@ -151,14 +177,27 @@ class LinuxNetwork:
             pod.replace_route(IPv4Network("0.0.0.0/0"), gateway(self._pods), inner, ROUTE_PROTOCOL)
         return str(address)
 
+    def _bind(self, uids: Sequence[str]) -> None:
+        """Addresses and elements of the ruleset: one write and one process for all of them, the first above all."""
+        assert self._pods is not None
+        addresses = self._leases.take(uids, self._pods)
+        _nft("".join(rules.bind(link_name(uid), str(a), mac_of(a)) for uid, a in addresses.items()))
+        self._bound.update(addresses)
+
     def _detach(self, uid: str) -> None:
-        address = self._leases.held.get(uid)
-        name = link_name(uid)
+        """Links first: an address is free only when nothing answers to it any more."""
+        if uid not in self._leases.held:  # gone together with an earlier one, or never attached
+            with Netlink() as host:
+                host.delete_link(link_name(uid))
+            return
+        going = [uid, *(other for other in list(self._leaving) if other in self._leases.held and other != uid)]
         with Netlink() as host:
-            host.delete_link(name)
-        if address is not None:
-            _nft(rules.unbind(name, str(address), mac_of(address)))
-            self._leases.free(uid)
+            for other in going:
+                host.delete_link(link_name(other))
+        addresses = {other: self._leases.held[other] for other in going}
+        _nft("".join(rules.unbind(link_name(other), str(a), mac_of(a)) for other, a in addresses.items()))
+        self._bound.difference_update(going)
+        self._leases.free(going)
 
     def _remove(self) -> None:
         with Netlink() as link:
@@ -166,7 +205,7 @@ class LinuxNetwork:
                 link.delete_route(route)
             link.delete_link(BRIDGE)
         _nft(rules.remove())
-        self._pods = None
+        self._pods, self._bound = None, set()
 
 
 def _uplink_mtu(link: Netlink, name: str | None) -> int:

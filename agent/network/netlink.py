@@ -171,6 +171,14 @@ class Netlink:
     def set_mtu(self, index: int, mtu: int) -> None:
         self._ask(RTM_NEWLINK, NLM_F_ACK, _ifinfo(index) + _number(IFLA_MTU, mtu), f"set mtu of link {index}")
 
+    def set_mac(self, index: int, mac: str) -> None:
+        body = _ifinfo(index) + _attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+        self._ask(RTM_NEWLINK, NLM_F_ACK, body, f"set the address of link {index} to {mac}")
+
+    def set_master(self, index: int, master: int) -> None:
+        body = _ifinfo(index) + _number(IFLA_MASTER, master)
+        self._ask(RTM_NEWLINK, NLM_F_ACK, body, f"put link {index} on bridge {master}")
+
     def delete_link(self, name: str) -> bool:
         """True if there was one."""
         try:

@@ -6,6 +6,7 @@ matter in which order, or how often, events come. Steps in flight are not given 
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,6 +27,7 @@ KILL_AGAIN_S = 5.0  # a process that KILL has not ended yet (it waits for a disk
 RETRY = "retry "
 RESTART = "restart "
 GRACE, KILL = "grace", "kill"
+STOP_SIGNAL = re.compile(r"(?P<number>[0-9]{1,2})|(?:SIG)?(?P<name>[A-Z0-9]+)(?:\+(?P<more>[0-9]{1,2}))?")
 MISSING_IMAGE = "ErrImageNotPresent"
 
 
@@ -440,13 +442,15 @@ class PodMachine:
 
 
 def stop_signal(image: Image | None) -> int:
-    """The image's STOPSIGNAL ("SIGQUIT", "3"), else TERM."""
+    """The image's STOPSIGNAL ("SIGQUIT", "3", "SIGRTMIN+3"), else TERM."""
     text = image.config.stop_signal.upper() if image else ""
-    if text.isdigit() and 0 < int(text) < signal.NSIG:
-        return int(text)
-    name = text if text.startswith("SIG") else f"SIG{text}"
-    known = getattr(signal, name, None) if name.isidentifier() else None
-    return int(known) if isinstance(known, signal.Signals) else int(signal.SIGTERM)
+    form = STOP_SIGNAL.fullmatch(text)
+    if form is None:
+        return int(signal.SIGTERM)
+    known = getattr(signal, f"SIG{form['name']}", None) if form["name"] else None
+    number = int(known) if isinstance(known, signal.Signals) else 0
+    number += int(form["more"] or form["number"] or 0) if number or form["number"] else 0
+    return number if 0 < number < signal.NSIG else int(signal.SIGTERM)
 
 
 def _wish(pod: o.Pod) -> bytes:

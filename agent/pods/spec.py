@@ -61,13 +61,12 @@ def container_spec(
             CONFIG_ERROR,
             f"container {container.name} has runAsNonRoot and runAsUser 0: one of the two must go",
         )
-    user = image.config.user if run_as_user is None else str(run_as_user)
     own = own_environment(container)
     return ContainerSpec(
         id=ContainerID(pod.metadata.uid, container.name, attempt),
         layers=tuple(image.layers),
         argv=command(container, image, own),
-        env={**base_environment(hostname(pod), user), **image.config.env, **own},
+        env={**base_environment(hostname(pod)), **image.config.env, **own},
         cwd=container.workingDir or image.config.working_dir or "/",
         user=image.config.user,
         run_as_user=run_as_user,
@@ -122,10 +121,10 @@ def own_environment(container: o.Container) -> dict[str, str]:
     return env
 
 
-def base_environment(host: str, user: str) -> dict[str, str]:
-    """What every container has, unless its image or manifest says otherwise."""
-    root = user.partition(":")[0] in ("", "0", "root")
-    return {"PATH": DEFAULT_PATH, "HOME": "/root" if root else "/", "HOSTNAME": host}
+def base_environment(host: str) -> dict[str, str]:
+    """What every container has, unless its image or manifest says otherwise. HOME is the runtime's to find: it stands
+    in the image's passwd."""
+    return {"PATH": DEFAULT_PATH, "HOSTNAME": host}
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from shoal.agent.images.port import Image, ImageFault, Images
 from shoal.agent.logs import LogFiles
@@ -65,6 +65,26 @@ class Counts:
     restarts: int = 0
 
 
+class Meter(Protocol):
+    """What takes time on a node."""
+
+    def observe_start(self, seconds: float) -> None:
+        """From a pod's assignment to its Running."""
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        """One step of a pod, whether it was done or failed; `step` is the instruction's name."""
+
+
+class NoMeter:
+    """Counts nothing."""
+
+    def observe_start(self, seconds: float) -> None:
+        """Nothing."""
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        """Nothing."""
+
+
 class Worker:
     def __init__(
         self,
@@ -72,16 +92,16 @@ class Worker:
         node: NodeFacts,
         now: Callable[[], float],
         report: Callable[[s.PodReport], None],
-        started: Callable[[float], None] = lambda seconds: None,
+        meter: Meter | None = None,
     ) -> None:
-        """`report` takes each new status; `started` the seconds from a pod's assignment to its Running."""
+        """`report` takes each new status."""
         self.machines: dict[str, PodMachine] = {}
         self.counts = Counts()
         self._ports = ports
         self._node = node
         self._now = now
         self._report = report
-        self._started = started
+        self._meter: Meter = meter or NoMeter()
         self._waiting: deque[tuple[str, i.Step | _Look | _Purge]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
@@ -110,7 +130,7 @@ class Worker:
         before = machine.phase
         instructions = machine.handle(event, self._now())
         if before != machine.phase == RUNNING_PHASE and not isinstance(event, i.Begin):
-            self._started(max(self._now() - machine.record.start_time, 0.0))
+            self._meter.observe_start(max(self._now() - machine.record.start_time, 0.0))
         for instruction in instructions:
             self._carry_out(machine, instruction)
 
@@ -203,7 +223,10 @@ class Worker:
         elif isinstance(step, _Purge):
             await self._purge(uid, step)
         else:
-            self.post(uid, await self._attempt(uid, step))
+            begun = asyncio.get_running_loop().time()
+            event = await self._attempt(uid, step)
+            self._meter.observe_step(type(step).__name__, asyncio.get_running_loop().time() - begun)
+            self.post(uid, event)
 
     async def _attempt(self, uid: str, step: i.Step) -> i.Event:
         """Does one step; every fault becomes an event."""
@@ -215,7 +238,8 @@ class Worker:
         except RuntimeGone as fault:
             return i.Failed(step, "RuntimeNotReady", f"the node's runtime does not answer: {fault}")
         except RuntimeFault as fault:
-            return i.Failed(step, "FailedCreatePodSandBox", str(fault))
+            reason = "CreateContainerError" if isinstance(step, i.Start) else "FailedCreatePodSandBox"
+            return i.Failed(step, reason, str(fault))
         except NetworkFault as fault:
             return i.Failed(step, "NetworkNotReady", str(fault))
         except ImageFault as fault:
@@ -281,11 +305,14 @@ class Worker:
     async def _purge(self, uid: str, purge: _Purge) -> None:
         try:
             if not purge.record_only:
+                if uid in self.machines:
+                    return  # assigned again meanwhile: its machine looks after it
                 await self._ports.network.detach(uid)
-                await self._free(uid, ())
+                held = [one for one in await self._ports.images.holders() if one.partition("/")[0] == uid]
+                await self._free(uid, held)
             if uid not in self.machines:
                 await self._ports.state.remove_pod(uid)
-        except (RuntimeFault, NetworkFault, StateFault) as fault:
+        except (RuntimeFault, NetworkFault, StateFault, ImageFault, OSError) as fault:
             log.warning("pod %s could not be freed yet: %s", uid, fault)
             delay = min(2.0 ** min(purge.failures, 5), 30.0)
             again = _Purge(purge.record_only, purge.failures + 1)

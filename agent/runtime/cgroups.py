@@ -40,7 +40,8 @@ class Entry:
         self.doors = doors
 
     def join(self) -> None:
-        """Moves the caller in, all hierarchies back to back: only the first migration waits for the kernel."""
+        """Moves the caller in, all hierarchies back to back. It has one thread and writes 0 to `tasks`: a move by
+        `cgroup.procs` waits for an RCU grace period, with every fork on the machine held up meanwhile."""
         for door in self.doors:
             os.write(door, b"0")
 
@@ -243,7 +244,7 @@ class CgroupsV1(Cgroups):
                 if folder == f"{self.unified}/{path}":
                     entry.born_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 else:
-                    entry.doors += [os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+                    entry.doors += [os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC)]
         except OSError as error:
             entry.close()
             raise CgroupError(f"cannot open the cgroup {path}: {error.strerror}") from error

@@ -126,7 +126,7 @@ class Client:
                 self.problem = "the spawner closed the connection"
             except (OSError, RuntimeFault) as fault:
                 self.problem = str(fault)
-            except (KeyError, TypeError, ValueError) as fault:
+            except Exception as fault:  # whatever it answered: without this task no later one would be found
                 self.problem = f"the spawner speaks another protocol: {fault!r}"
             self._disconnect(self.problem)
             await asyncio.sleep(wait)
@@ -171,6 +171,8 @@ class Client:
         loop.add_reader(pidfd, reap)
 
     def _disconnect(self, why: str) -> None:
+        if self._connected.is_set():
+            self._events.emit(RuntimeGone(f"the runtime's spawner went away ({why})"))
         self._connected.clear()
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import weakref
 
-from shoal.agent.runtime.port import RuntimeEvent
+from shoal.agent.runtime.port import RuntimeEvent, RuntimeGone
 
 
 class EventReader:
-    """An async iterator; `close` is optional, a reader that nobody holds gets nothing any more."""
+    """An async iterator; a reader that nobody holds gets nothing any more. After RuntimeGone it can be read on."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
+        self._queue: asyncio.Queue[RuntimeEvent | RuntimeGone] = asyncio.Queue()
 
-    def put(self, event: RuntimeEvent) -> None:
+    def put(self, event: RuntimeEvent | RuntimeGone) -> None:
         self._queue.put_nowait(event)
 
     def __aiter__(self) -> EventReader:
         return self
 
     async def __anext__(self) -> RuntimeEvent:
-        return await self._queue.get()
+        event = await self._queue.get()
+        if isinstance(event, RuntimeGone):
+            raise event
+        return event
 
 
 class Broadcast:
@@ -35,7 +38,7 @@ class Broadcast:
         self._readers.append(weakref.ref(reader))
         return reader
 
-    def emit(self, event: RuntimeEvent) -> None:
+    def emit(self, event: RuntimeEvent | RuntimeGone) -> None:
         self._readers = [ref for ref in self._readers if ref() is not None]
         for ref in self._readers:
             reader = ref()

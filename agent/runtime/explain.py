@@ -33,6 +33,16 @@ def as_launch_error(error: BaseException) -> BaseException:
     return error
 
 
+def in_words(error: BaseException) -> str:
+    """A fault for people: where, why, and what to do when the disk is full."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    why = error.strerror
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why = "the node's disk is full: remove images or files there, or enlarge it"
+    return f"{error.filename}: {why}" if error.filename else why
+
+
 def explain(job: init.Job, report: bytes, cgroups: Cgroups, path: str) -> LaunchError:
     """The child's numbers as an error for people."""
     record = report.removeprefix(init.READY)

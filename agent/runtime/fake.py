@@ -90,7 +90,7 @@ class FakeRuntime:
         start_seconds: float = 0.0,
         sandbox_seconds: float = 0.0,
     ) -> None:
-        self.gone = False
+        self._gone = False
         self.specs: dict[ContainerID, ContainerSpec] = {}  # of every run that was ever begun, for assertions
         self.signals: list[tuple[ContainerID, int]] = []  # in the order in which they came
         self._now, self._script = now, script
@@ -102,6 +102,16 @@ class FakeRuntime:
         self._pid = FIRST_PID
 
     # -- faults
+
+    @property
+    def gone(self) -> bool:
+        return self._gone
+
+    @gone.setter
+    def gone(self, gone: bool) -> None:
+        if gone and not self._gone:
+            self._events.emit(RuntimeGone("the fake spawner is gone"))
+        self._gone = gone
 
     def come_back(self) -> None:
         """Ends `gone`; what ended meanwhile is told now."""
@@ -231,7 +241,7 @@ class FakeRuntime:
         return FakeExec(argv, stdin=stdin)
 
     async def usage(self) -> Mapping[ContainerID, Usage]:
-        self._check()
+        """As the real one, from the disk: also while the spawner is away."""
         return {id: USAGE for id, run in self._runs.items() if run.state.pid and run.state.exit is None}
 
     def _check(self) -> None:

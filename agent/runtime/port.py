@@ -187,7 +187,8 @@ class Runtime(Protocol):
         ...
 
     def events(self) -> AsyncIterator[RuntimeEvent]:
-        """Starts and exits from now on. After a reconnect the caller lists again: an exit may come twice."""
+        """Starts and exits from now on. Raises RuntimeGone when the contact is lost; the caller lists again then, so
+        that an exit may come twice."""
         ...
 
     async def exec(self, id: ContainerID, argv: Sequence[str], *, stdin: bool = False, tty: bool = False) -> ExecStream:

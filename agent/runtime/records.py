@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from shoal.agent.runtime.trees import delete_tree
 
 RESERVED = 4096  # bytes, one block: every started and exit record fits into it
 UNKNOWN = "ContainerStatusUnknown"
@@ -76,12 +77,14 @@ def write_exit(folder: str, record: Record) -> None:
 
 
 def _store(path: str, data: bytes) -> None:
-    """Overwrites in place, within the blocks that a reserved file has already."""
+    """Overwrites in place, within the blocks that a reserved file has already. Raises OSError with the path."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         _write_all(fd, data)
         os.ftruncate(fd, len(data))
         os.fsync(fd)
+    except OSError as fault:
+        raise OSError(fault.errno, fault.strerror, path) from fault
     finally:
         os.close(fd)
 
@@ -194,9 +197,4 @@ def discard(data: str, path: str, label: str) -> None:
 
 def sweep(data: str) -> int:
     """Deletes what lies in the trash; the number of entries that could not be deleted."""
-    left = 0
-    for entry in _entries(f"{data}/trash"):
-        path = f"{data}/trash/{entry}"
-        shutil.rmtree(path, ignore_errors=True)
-        left += os.path.lexists(path)
-    return left
+    return sum(not delete_tree(f"{data}/trash/{entry}") for entry in _entries(f"{data}/trash"))

@@ -38,7 +38,6 @@ class Settings:
                 raise SettingsError(f"{name}: {value!r} is not an absolute path")
         root = self.cgroup_root
         parts = root.split("/") if isinstance(root, str) else [""]
-        # Under systemd it is the spawner's own unit: system.slice/shoal-spawner.service.
         if not parts[0] or ".." in parts or not any(part.startswith("shoal") for part in parts):
             raise SettingsError(f"cgroup_root: {root!r} must be a relative path with a part that begins with 'shoal'")
         if not isinstance(self.boot_id, str) or not isinstance(self.fault_points, dict):

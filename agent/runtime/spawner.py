@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass, field
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import executions, records, supervisor, syscalls, wire
+from shoal.agent.runtime import executions, explain, records, supervisor, syscalls, wire
 from shoal.agent.runtime.settings import Settings, SettingsError, load
 from shoal.agent.runtime.wire import Kept
 
@@ -66,6 +66,7 @@ class Spawner:
         self.pending: dict[int, tuple[wire.Channel, int, str, str]] = {}  # relayed: asker, its id, pod, operation
         self.waiting: list[tuple[wire.Channel, int]] = []  # for "ready"
         self.orphans: dict[int, int] = {}  # pid -> wait status
+        self.retiring: set[int] = set()  # supervisors whose pods are removed, until they have ended
         self.relayed = 0
         self.sweeper, self.trash = 0, True
         self.upgrade = False
@@ -129,7 +130,7 @@ class Spawner:
         try:
             answer = self._handle(channel, number, op, message)
         except (wire.WireError, OSError) as fault:
-            answer = {"error": {"kind": "fault", "message": str(fault)}}
+            answer = {"error": {"kind": "fault", "message": explain.in_words(fault)}}
         if answer is not None:
             channel.send({"id": number, **answer})
 
@@ -245,6 +246,8 @@ class Spawner:
     def _drop_pod(self, pod: Pod) -> None:
         """The pod's sandbox has been removed."""
         self.pods.pop(pod.uid, None)
+        if pod.pid:
+            self.retiring.add(pod.pid)
         self.poller.cancel(("attach", pod.uid))
         self.poller.cancel(("steady", pod.uid))
         for kept in pod.kept.values():
@@ -293,8 +296,10 @@ class Spawner:
             old.close()
         kept = pod.kept[key] = Kept(key, dict(zip(message["fds"], fds, strict=True)), message["facts"])
         pid = kept.facts.get("pid", 0)
-        if pid in self.orphans:
-            self._on_orphan(pod, kept, pid, self.orphans.pop(pid))
+        status = self.orphans.pop(pid, None)
+        # Pids are used again: only the pidfd tells whether it was this process that ended.
+        if status is not None and "pidfd" in kept.fds and executions.ends_within(kept.fds["pidfd"], 0):
+            self._on_orphan(pod, kept, pid, status)
 
     # -- children that ended
 
@@ -316,8 +321,12 @@ class Spawner:
                 self.poller.after(0 if self.trash else SWEEP_SECONDS, "sweep", self._sweep)
                 self.trash = True
             return
+        if pid in self.retiring:
+            self.retiring.remove(pid)
+            return
         for pod in self.pods.values():
             if pod.pid == pid:
+                pod.pid = 0  # another process may get this pid
                 if status:
                     log(f"the supervisor of pod {pod.uid} ended with status {status}")
                 return

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import executions, launch, logs, namespaces, records, wire
+from shoal.agent.runtime import executions, explain, launch, logs, namespaces, records, wire
 from shoal.agent.runtime.executions import Executions
 from shoal.agent.runtime.output import Output
 from shoal.agent.runtime.settings import Settings
@@ -191,7 +191,7 @@ class Supervisor:
         except launch.LaunchError as fault:
             answer = {"error": start_error(fault)}
         except (wire.WireError, OSError, cgroup_kinds.CgroupError, namespaces.SandboxError) as fault:
-            answer = {"error": {"kind": "fault", "message": str(fault)}}
+            answer = {"error": {"kind": "fault", "message": explain.in_words(fault)}}
         except MALFORMED as fault:
             answer = {"error": {"kind": "fault", "message": f"the request is malformed: {fault!r}"}}
         channel.send({"id": message.get("id"), **answer}, list(handed.values()))
@@ -329,7 +329,7 @@ class Supervisor:
             launched = self._launch_process(live, sandbox, bpf)
         except (launch.LaunchError, cgroup_kinds.CgroupError, OSError, *MALFORMED) as fault:
             error = fault if isinstance(fault, launch.LaunchError) else None
-            error = error or launch.LaunchError("CreateContainerError", str(fault)[:MAX_ERROR], 128)
+            error = error or launch.LaunchError("CreateContainerError", explain.in_words(fault)[:MAX_ERROR], 128)
             self._forget(live)
             self._clear_cgroup(self._path(live))
             self._write_start_error(name, attempt, error)

@@ -90,13 +90,13 @@ def _names(line: c.LoadImageResponse) -> str:
 @click.option("--no-headers", is_flag=True, help="Without the line of headings.")
 def list_images(session: Session, no_headers: bool) -> int:
     """List the images and the nodes that have them."""
-    from shoal.deploy.cli.printers.images import image_rows
+    from shoal.deploy.cli.printers.images import HEADINGS, image_rows
     from shoal.deploy.cli.printers.text import table
 
     rows = image_rows(session.client.list_objects("Node").objects)
     if not rows:
         print("No images found.", file=sys.stderr)
         return OK
-    for line in table(rows if no_headers else [["IMAGE", "SIZE", "NODES"], *rows]):
+    for line in table(rows if no_headers else [HEADINGS, *rows]):
         print(line)
     return OK

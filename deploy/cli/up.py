@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shoal.deploy.cli.contexts import Context, config_path, put
-from shoal.deploy.cli.failures import OK, TIMED_OUT, CommandError
+from shoal.deploy.cli.failures import OK, TIMED_OUT, USAGE, CommandError
 from shoal.deploy.cli.options import DURATION
 
 if TYPE_CHECKING:
@@ -34,23 +34,32 @@ _DID = {
 @click.option(
     "--heartbeat-ms", type=click.IntRange(min=0), default=0, metavar="MS", help="Instead of the master's choice."
 )
+@click.option("--node-disk", default="", metavar="SIZE", help="Give each node a disk of its own, such as 2Gi.")
 @click.option(
     "--timeout", type=DURATION, default=DEFAULT_TIMEOUT_SECONDS, metavar="TIME", help="Until all are ready (2m)."
 )
 def command(
-    name: str, nodes: int | None, masters: int, data: str | None, etcd: str | None, heartbeat_ms: int, timeout: float
+    name: str,
+    nodes: int | None,
+    masters: int,
+    data: str | None,
+    etcd: str | None,
+    heartbeat_ms: int,
+    node_disk: str,
+    timeout: float,
 ) -> int:
     """Start a development cluster on this machine, or bring all of it back."""
     from shoal.deploy.certs.ca import CertificateError
     from shoal.deploy.devcluster import lifecycle
     from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, check_name
 
+    size = _bytes(node_disk)
     try:
         check_name(name)
         lifecycle.need_root("up")
         folder = Path(data) if data else DATA_ROOT / name
         with lifecycle.locked(name):
-            plan, _ = lifecycle.prepare(name, folder.absolute(), nodes, masters, etcd, heartbeat_ms)
+            plan, _ = lifecycle.prepare(name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size)
             context = context_of(plan)
             put(context)
             did = lifecycle.ensure_keeper(plan)
@@ -58,6 +67,16 @@ def command(
         raise CommandError(str(refused)) from None
     print(f"cluster {name} {_DID.get(did, did)}: {len(plan.nodes)} node(s), context {name} in {config_path()}")
     return _wait(context, plan, timeout)
+
+
+def _bytes(text: str) -> int:
+    """The amount in bytes; 0 for none. Raises CommandError."""
+    from shoal.proto.quantity import QuantityError, whole
+
+    try:
+        return whole(text) if text else 0
+    except QuantityError as wrong:
+        raise CommandError(f"--node-disk: {wrong}", USAGE) from None
 
 
 def context_of(plan: ClusterPlan) -> Context:

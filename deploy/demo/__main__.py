@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shoal.deploy.devcluster import leftovers
+from shoal.deploy.devcluster.plan import DATA_ROOT
+
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "deploy/examples"
-IMAGES = ROOT / ".cache/demo-images"
+EXAMPLES = Path("deploy/examples")  # all commands run in ROOT
+IMAGES = Path(".cache/demo-images")
+BEFORE = ROOT / ".cache/before-demo.json"  # what was on the machine before the cluster came
 SHOAL = Path(sys.executable).with_name("shoal")
 WAIT = "180s"
 FETCH_TRIES = 20
@@ -30,7 +34,7 @@ def shoal(*arguments: str, quiet: bool = False, check: bool = True) -> str:
     """Runs the command; shows what a person would type and see, unless quiet. Returns its output."""
     if not quiet:
         print(f"$ shoal {' '.join(arguments)}", flush=True)
-    done = subprocess.run([str(SHOAL), *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([str(SHOAL), *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if not quiet:
         print(done.stdout, end="", flush=True)
     if check and done.returncode != 0:
@@ -41,7 +45,7 @@ def shoal(*arguments: str, quiet: bool = False, check: bool = True) -> str:
 def show(*arguments: str) -> None:
     """As `shoal`, straight to the terminal, for what shows progress."""
     print(f"$ shoal {' '.join(arguments)}", flush=True)
-    done = subprocess.run([str(SHOAL), *arguments], check=False)
+    done = subprocess.run([str(SHOAL), *arguments], cwd=ROOT, check=False)
     if done.returncode != 0:
         raise DemoFailed(f"`shoal {' '.join(arguments)}` ended with {done.returncode}")
 
@@ -85,11 +89,13 @@ def use_it() -> None:
 
 
 def up(options: argparse.Namespace) -> None:
+    if not (DATA_ROOT / options.name / "cluster.json").exists():
+        leftovers.save(leftovers.listing(), BEFORE)
     say("1. A cluster of real processes: etcd, a master, three nodes")
-    show("up", "--nodes", str(options.nodes))
+    show("up", "--name", options.name, "--nodes", str(options.nodes))
     say("2. Images, made from Debian's packages, onto every node")
-    subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], check=True)
-    show("image", "load", *(str(path) for path in sorted(IMAGES.glob("*.tar"))))
+    subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], cwd=ROOT, check=True)
+    show("image", "load", *(str(IMAGES / path.name) for path in sorted((ROOT / IMAGES).glob("*.tar"))))
     say("3. The application")
     show(
         "apply",
@@ -119,16 +125,31 @@ def up(options: argparse.Namespace) -> None:
         print(f"    {command} {line}")
 
 
+def down(name: str) -> None:
+    """Takes the cluster away and looks whether the machine is as it was."""
+    show("down", "--name", name)
+    before = leftovers.load(BEFORE)
+    if before is None:
+        return
+    extra = leftovers.wait_clean(before)
+    if extra:
+        lines = "\n".join(f"    {kind}: {item}" for kind, items in extra.items() for item in items)
+        raise DemoFailed(f"this is here now and was not before `make demo`:\n{lines}")
+    BEFORE.unlink()
+    print("nothing is left: processes, mounts, namespaces, cgroups, links and tables are as before `make demo`")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m shoal.deploy.demo", description=__doc__)
     parser.add_argument("verb", choices=("up", "down"))
+    parser.add_argument("--name", default="dev", metavar="NAME", help="the cluster (dev)")
     parser.add_argument("--nodes", type=int, default=3)
     options = parser.parse_args()
     try:
         if options.verb == "up":
             up(options)
         else:
-            show("down")
+            down(options.name)
     except (DemoFailed, subprocess.CalledProcessError) as fault:
         print(f"demo: {fault}", file=sys.stderr)
         return 1

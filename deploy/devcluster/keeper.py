@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shoal.deploy.devcluster import cgroups, links, programs
-from shoal.deploy.devcluster.plan import ClusterPlan, NodePlan, load
+from shoal.deploy.devcluster import cgroups, disks, links, programs
+from shoal.deploy.devcluster.plan import ClusterPlan, NodePlan, Refusal, load
 from shoal.deploy.devcluster.processes import Process, Register, identify
 
 FIRST_BACKOFF = 0.2  # seconds, doubling
@@ -112,6 +112,8 @@ class Keeper:
                 starter.stdin.flush()
                 if starter.stdout.readline() != b"ready\n":
                     raise OSError(f"holder of {node.name} did not come up; see its log")
+                if self.plan.node_disk_bytes:
+                    disks.attach(self.plan, node, process.pid)
             except BaseException:
                 process.send(signal.SIGKILL)
                 raise
@@ -175,7 +177,7 @@ class Keeper:
     def _start(self, charge: Charge) -> None:
         try:
             process = charge.start()
-        except (OSError, subprocess.SubprocessError, ValueError) as fault:
+        except (OSError, subprocess.SubprocessError, ValueError, Refusal) as fault:
             charge.due = time.monotonic() + charge.backoff
             charge.backoff = min(charge.backoff * 2, LONGEST_BACKOFF)
             if str(fault) != charge.fault:

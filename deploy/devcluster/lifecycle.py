@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoal.deploy.devcluster import cgroups, links, settings
+from shoal.deploy.devcluster import cgroups, disks, links, settings
 from shoal.deploy.devcluster.plan import RUN_ROOT, ClusterPlan, Host, Refusal, check_name, load, new_plan
 from shoal.deploy.devcluster.processes import Process, Register
 
@@ -99,7 +99,13 @@ def running(plan: ClusterPlan) -> dict[str, Process]:
 
 
 def prepare(
-    name: str, folder: Path, nodes: int | None, masters: int, etcd: str | None, heartbeat_ms: int
+    name: str,
+    folder: Path,
+    nodes: int | None,
+    masters: int,
+    etcd: str | None,
+    heartbeat_ms: int,
+    node_disk_bytes: int = 0,
 ) -> tuple[ClusterPlan, bool]:
     """The plan of the cluster in `folder`, made when there is none; True when it is new. Raises Refusal."""
     check_name(name)
@@ -110,11 +116,23 @@ def prepare(
                 f"cluster {name} is there already with {len(plan.nodes)} node(s), not {nodes}: "
                 "`shoal down` takes it away first"
             )
+        for flag, wanted, there in (
+            ("--heartbeat-ms", heartbeat_ms, plan.heartbeat_ms),
+            ("--node-disk", node_disk_bytes, plan.node_disk_bytes),
+        ):
+            if wanted and wanted != there:
+                raise Refusal(f"cluster {name} is there already with {flag} {there}: `shoal down` takes it away first")
         return plan, False
-    plan = new_plan(name, folder, nodes or 3, masters, find_etcd(etcd), this_host(folder), heartbeat_ms)
+    if node_disk_bytes:
+        disks.check(node_disk_bytes)
+    plan = new_plan(
+        name, folder, nodes or 3, masters, find_etcd(etcd), this_host(folder), heartbeat_ms, node_disk_bytes
+    )
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     settings.write_all(plan)
+    for node in plan.nodes if node_disk_bytes else ():
+        disks.make(plan, node)
     plan.save()
     return plan, True
 
@@ -163,5 +181,12 @@ def take_down(name: str, folder: Path, keep_data: bool) -> bool:
         raise Refusal(f"processes are left in {', '.join(left)}; run `shoal down` again")
     shutil.rmtree(plan.run, ignore_errors=True)
     if not keep_data:
-        shutil.rmtree(folder)
+        delete(folder)
     return True
+
+
+def delete(folder: Path) -> None:
+    """By rm(1): containers choose what lies in there, and Python's own rmtree ends at 1,000 nested folders."""
+    done = subprocess.run(["rm", "-rf", "--one-file-system", "--", folder], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Refusal(f"{folder} could not be deleted: {done.stderr.strip()[:500]}; run `shoal down` again")

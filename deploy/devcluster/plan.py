@@ -56,6 +56,7 @@ class ClusterPlan:
     nodes: tuple[NodePlan, ...]
     etcd: str  # the binary
     heartbeat_ms: int = 0  # 0: the master's own choice
+    node_disk_bytes: int = 0  # each node's own disk; 0: they share the host's
 
     @property
     def folder(self) -> Path:
@@ -152,7 +153,14 @@ class Host:
 
 
 def new_plan(
-    name: str, data: Path, nodes: int, masters: int, etcd: str, host: Host, heartbeat_ms: int = 0
+    name: str,
+    data: Path,
+    nodes: int,
+    masters: int,
+    etcd: str,
+    host: Host,
+    heartbeat_ms: int = 0,
+    node_disk_bytes: int = 0,
 ) -> ClusterPlan:
     """A cluster from scratch. Raises Refusal."""
     check_name(name)
@@ -161,6 +169,7 @@ def new_plan(
     if not 1 <= masters <= 5:
         raise Refusal(f"--masters {masters}: 1 to 5")
     segment = free_segment(host.routes)
+    storage = node_disk_bytes * nodes or host.storage_bytes
     return ClusterPlan(
         name=name,
         data=str(data),
@@ -173,7 +182,8 @@ def new_plan(
         master_ports=tuple(host.free_port() for _ in range(masters)),
         http_ports=tuple(host.free_port() for _ in range(masters)),
         metrics_port=10250,
-        nodes=tuple(node_plans(name, nodes, segment, host.cpus, host.memory_bytes, host.storage_bytes)),
+        nodes=tuple(node_plans(name, nodes, segment, host.cpus, host.memory_bytes, storage)),
         etcd=etcd,
         heartbeat_ms=heartbeat_ms,
+        node_disk_bytes=node_disk_bytes,
     )

@@ -17,11 +17,15 @@ address: $address
 uplink: $uplink
 data: /var/lib/shoal/agent
 run: /run/shoal
-cgroup: system.slice/shoal-spawner.service
+cgroup: shoal
 spawner: external
 http: ["$address:10250"]
 YAML
 chmod 600 /etc/shoal/agent/agent.yaml
 install -m 644 /shoal/package/shoal-{spawner,agent}.service /etc/systemd/system/
 systemctl daemon-reload
+if systemctl is-active --quiet shoal-spawner.service; then # provisioned again: the new version; containers run on
+    systemctl reload shoal-spawner.service
+    systemctl try-restart shoal-agent.service
+fi
 systemctl enable --now shoal-spawner.service shoal-agent.service

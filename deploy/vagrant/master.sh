@@ -44,4 +44,5 @@ YAML
 chmod 600 /root/.config/shoal/config
 install -m 644 /shoal/package/shoal-{etcd,master}.service /etc/systemd/system/
 systemctl daemon-reload
+systemctl try-restart shoal-master.service # provisioned again: the new version
 systemctl enable --now shoal-etcd.service shoal-master.service

@@ -16,10 +16,12 @@ from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.validation import validate, validate_update
 
 OBJECTS = 100  # in one request
-OBJECT_BYTES = 1 << 20  # a group of the store's holds no more
+OBJECT_BYTES = (1 << 20) + (320 << 10)  # 1 MiB of data, 256 KiB of annotations, and the rest; etcd takes 1.5 MiB
 REQUEST_ID_CHARACTERS = 128
 DEFAULT_NAMESPACE = "default"
 SYSTEM_NAMESPACE = "shoal-system"
+MAX_REVISION_DIGITS = 18
+STATUS_BY_AGENT = frozenset({"Pod", "Node"})  # one writer each, beside the master's loops
 UIDS = uuid.UUID("6d9f4f8c-1b6e-5f0e-9c53-0a5f6a1c9a11")  # the name space of uids that derive from request ids
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes': no vowels, so no words
 SUFFIX_CHARACTERS = 5
@@ -33,9 +35,11 @@ class Stamp:
     index: int
     now: float
 
-    @property
-    def uid(self) -> uuid.UUID:
-        return uuid.uuid5(UIDS, f"{self.request_id}/{self.index}")
+    def uid(self, obj: Object) -> uuid.UUID:
+        """The same for each retry; another for another object, also when a client uses a request id twice."""
+        meta = obj.metadata
+        name = meta.name or f"{meta.generateName}*"
+        return uuid.uuid5(UIDS, f"{self.request_id}/{self.index}/{obj.kind}/{meta.namespace}/{name}")
 
 
 def check_request(request_id: str, count: int) -> None:
@@ -74,6 +78,17 @@ def decode(envelope: c.Object) -> Object:
     return message
 
 
+def precondition(envelope: c.Object, message: Object) -> int:
+    """The resourceVersion at which the stored object must be, 0 for any: the envelope's, or the one that the object
+    carries, as one that was read, edited and sent back does. Raises Invalid."""
+    text = message.metadata.resourceVersion
+    if envelope.revision or not text:
+        return envelope.revision
+    if not text.isdecimal() or len(text) > MAX_REVISION_DIGITS:
+        raise Invalid(f"metadata.resourceVersion {text[:40]!r} is no revision: leave it out, or send what was read")
+    return int(text)
+
+
 def normal_key(key: c.Key) -> Key:
     """A key as the store has it. Raises Invalid."""
     check_kind(key.kind)
@@ -87,7 +102,7 @@ def normal_key(key: c.Key) -> Key:
 def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
     """Turns what was sent into what is stored, in place. Raises Fault."""
     meta = obj.metadata
-    uid = stamp.uid
+    uid = stamp.uid(obj)
     if not meta.name and meta.generateName:
         meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
     _clear_servers_fields(obj)

@@ -33,15 +33,16 @@ class Wish:
             raise Invalid(f"grace_period_seconds must be from 0 to {MAX_GRACE_SECONDS}, not {self.grace}")
 
 
-def plan(view: View, record: Record, wish: Wish, now: float) -> Change:
-    """The change that begins the object's end, or completes it. Raises Fault."""
+def plan(view: View, record: Record, wish: Wish, now: float, begin_only: bool = False) -> Change:
+    """The change that begins the object's end, or completes it; with `begin_only` it never completes it, so that it
+    holds whatever others write meanwhile: the collectors do the rest. Raises Fault."""
     obj, key = record.message, record.key
     if wish.uid and wish.uid != obj.metadata.uid:
         raise Conflict(f"{key} has uid {obj.metadata.uid}, not {wish.uid}: it is another object now")
     if key.kind == "Namespace" and key.name in PROTECTED:
         raise Forbidden(f"namespace {key.name!r} belongs to the cluster and cannot be deleted")
     finalizer = FINALIZERS[wish.propagation]
-    held = bool(obj.metadata.finalizers or finalizer) or key.kind == "Namespace"
+    held = bool(obj.metadata.finalizers or finalizer or begin_only) or key.kind == "Namespace"
     if not held and (not isinstance(obj, o.Pod) or _nobody_runs(view, obj, wish)):
         return Delete(key, uid=obj.metadata.uid, revision=record.revision)
     return Modify(key, _Terminate(finalizer, wish.grace, now), uid=obj.metadata.uid)
@@ -98,8 +99,11 @@ def has_generation(obj: Object) -> bool:
 
 
 def may_go(obj: Object) -> bool:
-    """Whether a deleted object whose last finalizer was taken away can be removed right now."""
+    """Whether a deleted object whose last finalizer was taken away can be removed right now. A pod on a node goes when
+    its agent has reported its end: the grace is 0 and the phase final then."""
     meta = obj.metadata
     if not meta.HasField("deletionTimestamp") or meta.finalizers or isinstance(obj, o.Namespace):
         return False
-    return not isinstance(obj, o.Pod) or not obj.spec.nodeName or meta.deletionGracePeriodSeconds == 0
+    if not isinstance(obj, o.Pod) or not obj.spec.nodeName:
+        return True
+    return meta.deletionGracePeriodSeconds == 0 and obj.status.phase in FINAL_PHASES

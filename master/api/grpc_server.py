@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from shoal.master.api import auth
 from shoal.master.api.auth import Identity
 from shoal.master.api.faults import failure_of
-from shoal.master.model import Fault, NotLeader
+from shoal.master.model import Fault, NotLeader, Unavailable
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import session_pb2 as s
 
@@ -27,6 +27,7 @@ SERVICE = "shoal.v1.Cluster"
 FAILURE_KEY = "shoal-failure-bin"
 FORWARDED_KEY = "shoal-forwarded-identity"
 MAX_REQUEST_BYTES = 32 << 20
+MAX_HELD_BYTES = 256 << 20  # of all requests that wait for an answer: etcd may be slow, memory is bounded
 BREAK_OFF_SECONDS = 0.05  # within which a cancelled call is known to be cancelled
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -109,6 +110,7 @@ class ClusterAdapter:
     def __init__(self, front: Front, meter: Meter) -> None:
         self._front = front
         self._meter = meter
+        self._held = 0  # bytes of unary requests under way
 
     def add_to(self, server: grpc.aio.Server) -> None:
         handlers = {method.name: self._handler(method) for method in METHODS}
@@ -128,9 +130,12 @@ class ClusterAdapter:
 
     async def _unary(self, method: Method, request: Any, context: Context) -> Message:
         started = asyncio.get_running_loop().time()
-        code = "OK"
+        code, size = "OK", request.ByteSize()
+        self._held += size
         try:
             caller, forwarded = self._caller(context)
+            if self._held > MAX_HELD_BYTES:
+                raise Unavailable(f"requests of {self._held} bytes wait for their answers: ask again later")
             service = self._local(method, request)
             if service is not None:
                 answer: Message = await getattr(service, method.verb)(request)
@@ -144,6 +149,7 @@ class ClusterAdapter:
             log.exception("%s failed", method.name)
             await refuse(context, Fault(f"the master could not do this: {type(error).__name__}; see its log"))
         finally:
+            self._held -= size
             self._meter(method.name, code, asyncio.get_running_loop().time() - started)
 
     async def _stream(self, method: Method, request: Any, context: Context) -> None:

@@ -19,6 +19,7 @@ from shoal.proto.v1 import session_pb2 as s
 
 FRAMES_AHEAD = 16  # per node: 1 MiB
 STALL_SECONDS = 60.0
+LINES_AHEAD = 1000  # of progress, that the client has not taken yet
 
 
 class Carrier:
@@ -127,7 +128,12 @@ class Images:
         self, chosen: Sequence[str], request: s.Open, data: AsyncIterator[c.LoadImageRequest] | None
     ) -> AsyncIterator[c.LoadImageResponse]:
         lines: asyncio.Queue[c.LoadImageResponse] = asyncio.Queue()
-        carriers = [Carrier(node, lines.put_nowait) for node in chosen]
+
+        def say(line: c.LoadImageResponse) -> None:
+            if line.done or lines.qsize() < LINES_AHEAD:  # a slow reader misses progress, never an end
+                lines.put_nowait(line)
+
+        carriers = [Carrier(node, say) for node in chosen]
         tasks = [asyncio.ensure_future(carrier.run(self._nodes, request)) for carrier in carriers]
         tasks.append(asyncio.ensure_future(_feed(carriers, data)))
         try:

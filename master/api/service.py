@@ -19,6 +19,7 @@ class ClusterService:
     def __init__(
         self, store: ApiStore, nodes: Nodes, now: Callable[[], float], version: Callable[[], c.VersionResponse]
     ) -> None:
+        self._store = store  # what a write looks at first must not be stale either: readable() says
         self._writes = Writes(store, now)
         self._reads = Reads(store)
         self._streams = Streams(store.view, nodes)
@@ -26,18 +27,23 @@ class ClusterService:
         self._version = version
 
     async def create(self, request: c.WriteRequest) -> c.WriteResponse:
+        await self._store.readable()
         return await self._writes.create(request)
 
     async def update(self, request: c.WriteRequest) -> c.WriteResponse:
+        await self._store.readable()
         return await self._writes.update(request)
 
     async def apply(self, request: c.WriteRequest) -> c.WriteResponse:
+        await self._store.readable()
         return await self._writes.apply(request)
 
     async def delete(self, request: c.DeleteRequest) -> c.WriteResponse:
+        await self._store.readable()
         return await self._writes.delete(request)
 
     async def scale(self, request: c.ScaleRequest) -> c.WriteResponse:
+        await self._store.readable()
         return await self._writes.scale(request)
 
     async def get(self, request: c.GetRequest) -> c.Object:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shoal.master.api import admission, deletion
-from shoal.master.api.faults import Invalid, failure_of
+from shoal.master.api.faults import Forbidden, Invalid, failure_of
 from shoal.master.model import (
     KINDS,
     AlreadyExists,
@@ -32,6 +32,7 @@ from shoal.proto.validation import LAST_APPLIED
 from shoal.proto.walker import from_tree, to_tree
 
 ATTEMPTS = 5  # when the ground moves between looking and writing
+HASTY_ATTEMPTS = 2  # to delete an object on the condition that it stays as it was seen
 REMEMBERED_DELETIONS = 4096
 
 
@@ -106,9 +107,11 @@ class Writes:
 
         def attempt(index: int) -> Attempt:
             message = admission.decode(request.objects[index])
-            key, revision = key_of(message), request.objects[index].revision
+            key, revision = key_of(message), admission.precondition(request.objects[index], message)
+            if request.status_only and key.kind in admission.STATUS_BY_AGENT:
+                raise Forbidden(f"{key}: its status is written by its node's agent and the master only")
             edit = Edit(_successor(message, request.status_only))
-            done = self._already_so(key, message, revision, request.status_only)
+            done = self._already_so(key, edit, revision)
             change = Modify(key, edit, revision=0 if done else revision)
             return Attempt(change, edit, "configured")
 
@@ -158,10 +161,13 @@ class Writes:
         results: dict[int, c.WriteResult] = {}
         revision = 0
 
-        def attempt(index: int) -> Attempt:
-            return self._delete_one(request, index, wish)
+        def hastily(index: int) -> Attempt:
+            return self._delete_one(request, index, wish, begin_only=False)
 
-        for _ in range(ATTEMPTS):
+        def surely(index: int) -> Attempt:
+            return self._delete_one(request, index, wish, begin_only=True)
+
+        for attempt in [hastily] * HASTY_ATTEMPTS + [surely] * (ATTEMPTS - HASTY_ATTEMPTS):
             response = await self._carry_out(pending, attempt, request.dry_run)
             revision = max(revision, response.revision)
             results.update(zip(pending, response.results, strict=True))
@@ -176,24 +182,27 @@ class Writes:
         if not message.metadata.name:
             raise Invalid("apply needs metadata.name: with generateName use create")
         manifest = _manifest(message)
-        key = key_of(message)
+        key, revision = key_of(message), admission.precondition(envelope, message)
         if self._store.view.record(key) is not None:
             edit = Edit(_applied(message, manifest))
-            return Attempt(Modify(key, edit), edit, "configured")
+            done = self._already_so(key, edit, revision)
+            return Attempt(Modify(key, edit, revision=0 if done else revision), edit, "configured")
         message.metadata.annotations[LAST_APPLIED] = manifest
         admission.prepare_create(self._store.view, message, stamp)
         return Attempt(Create(message), action="created")
 
-    def _delete_one(self, request: c.DeleteRequest, index: int, wish: deletion.Wish) -> Attempt:
+    def _delete_one(self, request: c.DeleteRequest, index: int, wish: deletion.Wish, begin_only: bool) -> Attempt:
         key = admission.normal_key(request.keys[index])
         record = self._store.view.record(key)
         if record is None:
             if (request.request_id, key) in self._deletions:
                 return Attempt(answer=c.WriteResult(action="deleted"))
             raise NotFound(f"{key} not found")
-        change = deletion.plan(self._store.view, record, wish, self._now())
-        if isinstance(change, Delete):
+        begin_only = begin_only and key.kind != "Event"  # which nobody collects
+        change = deletion.plan(self._store.view, record, wish, self._now(), begin_only)
+        if not request.dry_run:
             self._remember(request.request_id, key)
+        if isinstance(change, Delete):
             last = c.WriteResult(action="deleted", object=envelope_of(record))
             return Attempt(change, action="deleted", answer=None if not request.dry_run else last)
         return Attempt(change, action="deleted")
@@ -203,12 +212,11 @@ class Writes:
         while len(self._deletions) > REMEMBERED_DELETIONS:
             self._deletions.popitem(last=False)
 
-    def _already_so(self, key: Key, message: Object, revision: int, status_only: bool) -> bool:
-        """Whether a precondition fails only because this very update, sent again, has been committed before."""
+    def _already_so(self, key: Key, edit: Edit, revision: int) -> bool:
+        """Whether a precondition fails only because this very change, sent again, has been committed before."""
         record = self._store.view.record(key)
         if record is None or not revision or record.revision == revision:
             return False
-        edit = Edit(_successor(message, status_only))
         edit(clone(record.message))
         return edit.fault is None and not edit.changed
 
@@ -342,11 +350,12 @@ def _scaled(request: c.ScaleRequest) -> Callable[[Object], Object]:
     def change(old: Object) -> Object:
         new = clone(old)
         assert isinstance(new, o.Deployment | o.ReplicaSet)
+        if new.spec.replicas == request.replicas:
+            return new  # also when the precondition fails: this may be a retry that finds its own result
         if request.HasField("current_replicas") and new.spec.replicas != request.current_replicas:
             raise Conflict(f"{key_of(old)} has {new.spec.replicas} replicas now, not {request.current_replicas}")
-        if new.spec.replicas != request.replicas:
-            new.spec.replicas = request.replicas
-            new.metadata.generation += 1
+        new.spec.replicas = request.replicas
+        new.metadata.generation += 1
         return new
 
     return change

@@ -58,9 +58,10 @@ def _owners_changed(event: Event) -> bool:
 
 
 def closing_keys(view: View, event: Event) -> Iterable[Key]:
-    """Only namespaces that are on their way out care about their content."""
+    """Namespaces that are on their way out, or gone, care about what is left in them."""
     found = view.get("Namespace", "", event.key.namespace)
-    return (Key("Namespace", "", event.key.namespace),) if found is not None and terminating(found) else ()
+    leaving = found is None or terminating(found)
+    return (Key("Namespace", "", event.key.namespace),) if leaving else ()
 
 
 def reconcile(view: View, key: Key, now: float) -> Outcome:

@@ -116,8 +116,9 @@ class Dispatcher:
         return self._sessions
 
     def period(self) -> float:
-        """Seconds between two heartbeats of one node: all of them together stay under a fixed rate."""
-        return max(self._config.heartbeat_period, len(self._sessions) / self._config.beats_per_second)
+        """Seconds between two heartbeats of one node: all of them together stay under a fixed rate, also once those
+        are back that have no session now."""
+        return max(self._config.heartbeat_period, len(self.table) / self._config.beats_per_second)
 
     # ---- life ----
     async def run(self) -> None:
@@ -175,6 +176,8 @@ class Dispatcher:
         if new is None and (session := self._sessions.get(name)) is not None:
             log.info("node %s was deleted: its session ends", name)
             session.close()
+        if new is None and self.view.get("Node", "", name) is None:  # it may have come again meanwhile
+            self._last_seen.pop(name, None)
         changed = self.table.drop(name) if new is None else self.table.put(new)
         if changed:
             self._spread(name, event.revision)
@@ -210,12 +213,15 @@ class Dispatcher:
         peer = Peer(node, hello.instance_id, hello.boot_id, address)
         rejection = self._objection(hello, peer)
         if rejection is None:
+            self._last_seen[node] = self._clock()  # before its Node is there to be judged by silence
             token = self._joining[node] = object()
             rejection = await self._join(hello)
             if rejection is None and (self._joining.get(node) is not token or self._stopped):
                 rejection = _reject("Busy", "a newer session of this node came first", self._config.busy_retry)
             if self._joining.get(node) is token:
                 del self._joining[node]
+            if rejection is None and self.view.get("Node", "", node) is None:
+                rejection = _reject("Busy", "the node was deleted as it joined", self._config.busy_retry)
         if rejection is not None:
             await self._refuse(stream, node, rejection)
             return
@@ -232,7 +238,6 @@ class Dispatcher:
         self._sessions[peer.node] = session
         for uid in over:
             self._end_for(session, self.view.by_uid(uid))
-        self._last_seen[peer.node] = self._clock()
         self.counters.accepted += 1
         self._joined(peer.node)
         log.info("node %s: session %s from %s", peer.node, session.id, peer.address or "unknown")

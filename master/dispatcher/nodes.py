@@ -132,6 +132,9 @@ class Table:
         self._entries = {node.metadata.name: table_entry(node) for node in found}
         self._ordered: list[s.NodeAddressRange] | None = None
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def put(self, node: o.Node) -> bool:
         """True when its entry is new or another one now."""
         entry = table_entry(node)

@@ -59,18 +59,20 @@ class Tunnels:
         answer: asyncio.Future[Tunnel] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (node, answer)
         self._count[node] += 1
+        tunnel: Tunnel | None = None
         try:
             ask(message)
             async with asyncio.timeout(self._patience):
-                return await answer
+                tunnel = await answer
         except TimeoutError:
             raise Unavailable(f"the agent of node {node} did not answer within {self._patience:g} s") from None
         finally:
             del self._waiting[number]
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                answer.result().when_closed = lambda: self._forget(node)
-            else:
+            if tunnel is None:
                 self._forget(node)
+                _close_late(answer)
+        tunnel.when_closed = lambda: self._forget(node)
+        return tunnel
 
     def _forget(self, node: str) -> None:
         self._count[node] -= 1
@@ -106,6 +108,12 @@ class Tunnels:
         for owner, answer in self._waiting.values():
             if owner == node and not answer.done():
                 answer.set_exception(fault)
+
+
+def _close_late(answer: asyncio.Future[Tunnel]) -> None:
+    """The agent has called in the moment in which its caller gave up: nobody else would end that call."""
+    if answer.done() and not answer.cancelled() and answer.exception() is None:
+        answer.result().close()
 
 
 async def _refuse(stream: TunnelStream, why: str) -> None:

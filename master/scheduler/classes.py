@@ -11,6 +11,7 @@ from shoal.proto.v1 import objects_pb2 as o
 CPU, MEMORY, STORAGE, PODS = "cpu", "memory", "ephemeral-storage", "pods"
 BASE_RESOURCES = (CPU, MEMORY, STORAGE, PODS)  # the snapshot's first rows, in this order
 CACHE_LIMIT = 20_000  # compiled specs that are remembered
+UNSAID_CPU, UNSAID_MEMORY = 100, 200 << 20  # milli-CPU and bytes that a container without request is taken to use
 AMOUNT_LIMIT = 2**50  # a pebibyte; sums of thousands stay exact in int64, and each in a float
 
 
@@ -31,6 +32,7 @@ class PodClass:
     requests: tuple[tuple[str, int], ...]
     selector: tuple[tuple[str, str], ...]
     tolerances: tuple[Tolerance, ...]
+    load: tuple[int, int]  # cpu and memory as the scores count them
     owner: str  # uid of the controlling owner; replicas of one owner are spread
 
 
@@ -48,16 +50,31 @@ def amounts(values: Mapping[str, o.Quantity]) -> dict[str, int]:
     return {name: amount(name, quantity.text) for name, quantity in values.items()}
 
 
+def wanted_by(container: o.Container) -> dict[str, int]:
+    """A limit without a request is one."""
+    resources = container.resources
+    return amounts(resources.limits) | amounts(resources.requests) if resources.ByteSize() else {}
+
+
 def requests_of(spec: o.PodSpec) -> tuple[tuple[str, int], ...]:
-    """Summed over the containers, sorted by resource; a limit without a request is one. Every pod takes a pod slot."""
+    """Summed over the containers, sorted by resource. Every pod takes a pod slot."""
     total: dict[str, int] = {}
     for container in spec.containers:
-        resources = container.resources
-        wanted = amounts(resources.limits) | amounts(resources.requests) if resources.ByteSize() else {}
-        for name, value in wanted.items():
+        for name, value in wanted_by(container).items():
             total[name] = min(AMOUNT_LIMIT, total.get(name, 0) + value)
     total[PODS] = 1
     return tuple(sorted((name, value) for name, value in total.items() if value > 0))
+
+
+def load_of(spec: o.PodSpec) -> tuple[int, int]:
+    """(milli-CPU, bytes) for the scores: a container that asks for nothing still uses something, so that pods without
+    requests spread; the amounts are Kubernetes'. An explicit 0 is 0."""
+    cpu = memory = 0
+    for container in spec.containers:
+        wanted = wanted_by(container)
+        cpu += wanted.get(CPU, UNSAID_CPU)
+        memory += wanted.get(MEMORY, UNSAID_MEMORY)
+    return min(cpu, AMOUNT_LIMIT), min(memory, AMOUNT_LIMIT)
 
 
 def owner_of(pod: o.Pod) -> str:
@@ -73,6 +90,7 @@ def compile_class(pod: o.Pod) -> PodClass:
         requests_of(pod.spec),
         tuple(sorted(pod.spec.nodeSelector.items())),
         tuple(sorted(tolerances, key=lambda t: (t.key, t.exists, t.value, t.effect))),
+        load_of(pod.spec),
         owner_of(pod),
     )
 

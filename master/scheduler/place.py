@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.master.scheduler import scores
-from shoal.master.scheduler.classes import CPU, MEMORY, PodClass
+from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.filters import Static, fits
 from shoal.master.scheduler.snapshot import Hold, Snapshot
 
@@ -22,7 +22,7 @@ def place_batch(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[st
     value = scores.score(snapshot, pods, fixed)[possible]
     if len(uids) == 1:
         best = snapshot.names[int(possible[int(np.argmax(value))])]
-        snapshot.commit(uids[0], Hold(best, pods.requests, pods.owner))
+        snapshot.commit(uids[0], Hold(best, pods.requests, pods.load, pods.owner))
         return [best]
     order = np.argsort(-value, kind="stable")[: len(uids)]
     heap = [(-float(value[at]), int(possible[at])) for at in order]
@@ -34,7 +34,7 @@ def place_batch(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[st
             break
         _, index = heap[0]
         name = snapshot.names[index]
-        snapshot.commit(uid, Hold(name, pods.requests, pods.owner))
+        snapshot.commit(uid, Hold(name, pods.requests, pods.load, pods.owner))
         placed.append(name)
         row = state.get(index) or state.setdefault(index, _Row.of(snapshot, pods, fixed, index))
         if row.take():
@@ -49,7 +49,7 @@ class _Row:
     """One node's figures as plain integers: scalar access to arrays is ten times slower."""
 
     alloc: tuple[int, int]  # cpu, memory
-    used: list[int]
+    load: list[int]
     want: tuple[int, int]
     room: int  # pods of the class that still fit
     siblings: int
@@ -59,17 +59,15 @@ class _Row:
     @staticmethod
     def of(snapshot: Snapshot, pods: PodClass, fixed: Static, index: int) -> _Row:
         """As before the first pod of the batch, which is committed already."""
-        rows = [snapshot.resources.index(name) for name in (CPU, MEMORY)]
-        want = (scores.request(pods, CPU), scores.request(pods, MEMORY))
         room = min(
             (int(snapshot.alloc[r, index]) - int(snapshot.used[r, index])) // value + 1
             for name, value in pods.requests
             for r in (snapshot.resources.index(name),)
         )
         return _Row(
-            alloc=(int(snapshot.alloc[rows[0], index]), int(snapshot.alloc[rows[1], index])),
-            used=[int(snapshot.used[r, index]) - w for r, w in zip(rows, want, strict=True)],
-            want=want,
+            alloc=(int(snapshot.alloc[0, index]), int(snapshot.alloc[1, index])),
+            load=[int(snapshot.load[row, index]) - wanted for row, wanted in enumerate(pods.load)],
+            want=pods.load,
             room=room,
             siblings=snapshot.sibling_count(pods.owner, index) - 1 if pods.owner else 0,
             soft=int(fixed.soft[index]),
@@ -80,11 +78,11 @@ class _Row:
         """One more pod is there; True while another fits."""
         self.room -= 1
         self.siblings += self.counted
-        self.used[0] += self.want[0]
-        self.used[1] += self.want[1]
+        self.load[0] += self.want[0]
+        self.load[1] += self.want[1]
         return self.room > 0
 
     def score(self) -> float:
-        cpu = scores.part_of(self.alloc[0], self.used[0], self.want[0])
-        memory = scores.part_of(self.alloc[1], self.used[1], self.want[1])
+        cpu = scores.part_of(self.alloc[0], self.load[0], self.want[0])
+        memory = scores.part_of(self.alloc[1], self.load[1], self.want[1])
         return scores.combine(cpu, memory, self.siblings, self.soft)

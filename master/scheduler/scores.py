@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shoal.master.scheduler.classes import CPU, MEMORY, PodClass
+from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.filters import Static
 from shoal.master.scheduler.snapshot import Snapshot
 
@@ -20,29 +20,25 @@ SHARES = 4.0  # the load's part stays below one half
 Floats = npt.NDArray[np.float64]
 
 
-def request(pods: PodClass, resource: str) -> int:
-    return next((value for name, value in pods.requests if name == resource), 0)
-
-
 def score(snapshot: Snapshot, pods: PodClass, fixed: Static) -> Floats:
     """Of every node for one more of the class, before it is there."""
-    load = part(snapshot, CPU, request(pods, CPU)) + part(snapshot, MEMORY, request(pods, MEMORY))
+    cpu, memory = (part(snapshot, row, wanted) for row, wanted in enumerate(pods.load))
     siblings = snapshot.owner_counts(pods.owner) if pods.owner else np.zeros(len(snapshot), dtype=np.int64)
-    result: Floats = load / SHARES - siblings * SIBLING - fixed.soft * SOFT_TAINT
+    result: Floats = (cpu + memory) / SHARES - siblings * SIBLING - fixed.soft * SOFT_TAINT
     return result
 
 
-def part(snapshot: Snapshot, resource: str, wanted: int) -> Floats:
-    """The share of the resource that stays free; 0 where there is none or too little."""
-    left = np.maximum(snapshot.free(resource) - wanted, 0)
-    alloc = snapshot.alloc[snapshot.resources.index(resource)]
+def part(snapshot: Snapshot, row: int, wanted: int) -> Floats:
+    """The share of cpu (row 0) or memory (row 1) that stays free; 0 where there is none or too little."""
+    alloc = snapshot.alloc[row]
+    left = np.maximum(alloc - snapshot.load[row] - wanted, 0)
     result: Floats = np.where(alloc > 0, left / np.maximum(alloc, 1), 0.0)
     return result
 
 
-def part_of(alloc: int, used: int, wanted: int) -> float:
+def part_of(alloc: int, load: int, wanted: int) -> float:
     """`part` of a single node."""
-    return max(alloc - used - wanted, 0) / alloc if alloc > 0 else 0.0
+    return max(alloc - load - wanted, 0) / alloc if alloc > 0 else 0.0
 
 
 def combine(cpu: float, memory: float, siblings: int, soft: int) -> float:

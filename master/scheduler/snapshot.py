@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.master.model import Event
-from shoal.master.scheduler.classes import BASE_RESOURCES, PODS, amounts, owner_of, requests_of
+from shoal.master.scheduler.classes import BASE_RESOURCES, PODS, amounts, load_of, owner_of, requests_of
 from shoal.proto.v1 import objects_pb2 as o
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -49,6 +49,7 @@ class Hold:
 
     node: str
     requests: tuple[tuple[str, int], ...]
+    load: tuple[int, int]  # cpu and memory as the scores count them
     owner: str
 
 
@@ -75,7 +76,8 @@ def holds(pod: o.Pod) -> bool:
 
 
 class Snapshot:
-    """`alloc` and `used` are int64[resource, node]; `resources` names their rows."""
+    """`alloc` and `used` are int64[resource, node]; `resources` names their rows. `load` is int64[2, node]: cpu and
+    memory, the first two of them, as the scores count them."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -83,6 +85,7 @@ class Snapshot:
         self.resources: list[str] = list(BASE_RESOURCES)
         self.alloc: Ints = np.zeros((len(self.resources), 0), dtype=np.int64)
         self.used: Ints = np.zeros((len(self.resources), 0), dtype=np.int64)
+        self.load: Ints = np.zeros((2, 0), dtype=np.int64)
         self.ready: Bools = np.zeros(0, dtype=np.bool_)
         self.epoch = 0  # grows with every change of a node
         self._facts: dict[str, NodeFacts] = {}
@@ -173,7 +176,7 @@ class Snapshot:
         known = self._holds.get(uid)
         if known is None or known.node != new.spec.nodeName:
             self.undo(uid)
-            self.commit(uid, Hold(new.spec.nodeName, requests_of(new.spec), owner_of(new)))
+            self.commit(uid, Hold(new.spec.nodeName, requests_of(new.spec), load_of(new.spec), owner_of(new)))
         return freed
 
     def commit(self, uid: str, hold: Hold) -> None:
@@ -215,6 +218,8 @@ class Snapshot:
         for name, value in hold.requests:
             resource = self._resource(name)  # first: it may replace `used`
             self.used[resource, index] += sign * value
+        self.load[0, index] += sign * hold.load[0]
+        self.load[1, index] += sign * hold.load[1]
 
     def _resource(self, name: str) -> int:
         """The row of a resource; a new one is appended."""
@@ -250,15 +255,17 @@ class Snapshot:
 
     def _reshape(self) -> None:
         """New rows in the order of names; what stays keeps its figures, what is new counts its pods."""
-        before, old = self.row, (self.alloc, self.used, self.ready)
+        before, old = self.row, (self.alloc, self.used, self.load, self.ready)
         self.names = sorted(self._facts)
         self.row = {name: index for index, name in enumerate(self.names)}
         kept = [(index, before[name]) for index, name in enumerate(self.names) if name in before]
         to, came = [index for index, _ in kept], [index for _, index in kept]
         shape = (len(self.resources), len(self.names))
         self.alloc, self.used = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        self.load = np.zeros((2, len(self.names)), dtype=np.int64)
         self.ready = np.zeros(len(self.names), dtype=np.bool_)
-        self.alloc[:, to], self.used[:, to], self.ready[to] = old[0][:, came], old[1][:, came], old[2][came]
+        self.alloc[:, to], self.used[:, to], self.load[:, to] = (table[:, came] for table in old[:3])
+        self.ready[to] = old[3][came]
         for name in self.names:
             if name not in before:
                 for uid in self._by_node.get(name, ()):

@@ -51,6 +51,7 @@ class ThreadRenewer:
 
     def _run(self, leadership: Term, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
         turn = 0
+        said = Said()
         channel = self._channel(turn)
         try:
             while not stop.is_set():
@@ -58,7 +59,7 @@ class ThreadRenewer:
                 try:
                     ttl = renew(channel, leadership.lease.id)
                 except grpc.RpcError as error:
-                    log.info("the leader's lease was not renewed: %s", error)
+                    said.failed(error)
                     turn += 1
                     channel.close()
                     channel = self._channel(turn)
@@ -67,6 +68,7 @@ class ThreadRenewer:
                         tell(loop, leadership.lose, "its lease has run out in etcd")
                         return
                     leadership.renewed(sent, ttl)
+                    said.renewed()
                 stop.wait(max(0.05, sent + RENEW_PERIOD_S - self._clock()))
         except Exception as error:
             log.exception("the thread that renews the leader's lease failed")
@@ -79,6 +81,24 @@ class ThreadRenewer:
         if self._tls is None:
             return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         return grpc.secure_channel(address, self._tls.credentials(), options=CHANNEL_OPTIONS)
+
+
+class Said:
+    """Tells of a lease that is not renewed once, not every second, and of its return."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def failed(self, error: grpc.RpcError) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            details = getattr(error, "details", None)  # a call's error has it, the base class does not
+            log.warning("the leader's lease was not renewed, trying on: %s", details() if callable(details) else error)
+
+    def renewed(self) -> None:
+        if self._failures:
+            log.info("the leader's lease is renewed again, after %d failures", self._failures)
+        self._failures = 0
 
 
 def renew(channel: grpc.Channel, lease: int) -> float:

@@ -15,6 +15,8 @@ from shoal.master.store.apply import Cache
 from shoal.master.store.watch import Predicate, Window
 from shoal.proto.v1 import store_pb2 as s
 
+PAGE_BYTES = 8 << 20  # of bodies; clients take messages of a few times as much
+
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
@@ -33,7 +35,8 @@ def list_page(
     limit: int,
     continue_token: str,
 ) -> ListPage:
-    """The next page of at most `limit` objects (0: all). Raises Expired, Invalid (a token that is none of ours)."""
+    """The next page of at most `limit` objects (0: as many as fit) and PAGE_BYTES, but one object at least.
+    Raises Expired, Invalid (a token that is none of ours)."""
     token = _parse(continue_token, kind, namespace or "") if continue_token else None
     revision = token.revision if token else cache.revision
     if revision > cache.revision:
@@ -42,6 +45,7 @@ def list_page(
     order = _order(cache, kind, past)
     after = Key(kind, token.after_namespace, token.after_name) if token else Key(kind, namespace or "", "")
     records: list[Record] = []
+    size = 0
     for at in range(bisect_right(order, after), len(order)):
         key = order[at]
         if namespace and key.namespace != namespace:
@@ -49,10 +53,11 @@ def list_page(
         record = past[key] if key in past else cache.record(key)
         if record is None or (predicate is not None and not predicate(record.message)):
             continue
-        if limit and len(records) == limit:
+        if (limit and len(records) == limit) or (records and size + len(record.body) > PAGE_BYTES):
             left = 0 if predicate else _count(order, at, namespace, past)
             return ListPage(records, revision, _token(revision, kind, namespace or "", records[-1].key), left)
         records.append(record)
+        size += len(record.body)
     return ListPage(records, revision, "", 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from shoal.master.model import Fault
 from shoal.master.store import keys
@@ -89,11 +89,14 @@ class Compactor:
         if status.db_size > self._quota * QUOTA_SHARE and unused > status.db_size * DEFRAGMENT_SHARE:
             await self._port.defragment()
 
-    async def _quietly(self, work: asyncio.Future[None] | object) -> None:
+    async def _quietly(self, work: Awaitable[None]) -> None:
         try:
-            await work  # type: ignore[misc]
+            await work
         except Fault as fault:
             log.warning("etcd's history was not compacted, tried again later: %s", fault)
+        except Exception:
+            # Without compaction etcd fills up: one bad answer must not end it for the whole term.
+            log.exception("etcd's history was not compacted, tried again later")
 
 
 async def make_room(port: Port) -> None:

@@ -23,6 +23,7 @@ log = logging.getLogger("shoal.store")
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 2.0
+CATCH_UP_PATIENCE_S = 10.0  # without a revision that is known to be there: the member that answers is cut off
 
 
 class Store:
@@ -104,7 +105,9 @@ class Store:
         follower answers only for a `min_revision`, once it has that, and else raises NotLeader."""
         if self._leader is not None:
             if not self._leader.valid():
-                raise Unavailable("this leader's lease may have run out: etcd does not answer it")
+                raise Unavailable(
+                    "this leader's lease may have run out: etcd does not answer it; it goes on when etcd is back"
+                )
             if min_revision > self._cache.revision:
                 raise Expired(f"revision {min_revision} is not of this cluster's history: list again")
         elif not min_revision:
@@ -193,14 +196,21 @@ class Store:
         log.warning("listed again: %d objects at revision %d", len(listed), start.revision)
 
     async def _catch_up(self, revision: int) -> None:
-        """Applies history up to this revision, which a commit made; lists anew when history is gone."""
+        """Applies history up to this revision, which a commit made; lists anew when history is gone. Raises Unavailable
+        when etcd breaks off or falls silent."""
+        loop = asyncio.get_running_loop()
         while self._cache.revision < revision:
             try:
-                async with aclosing(self._watch_port()) as batches:
+                async with asyncio.timeout(CATCH_UP_PATIENCE_S) as patience, aclosing(self._watch_port()) as batches:
                     async for batch in batches:
+                        patience.reschedule(loop.time() + CATCH_UP_PATIENCE_S)
                         self._take(batch)
                         if self._cache.revision >= revision:
                             return
+            except TimeoutError:
+                raise Unavailable(
+                    f"etcd's watch does not tell revision {revision} for {CATCH_UP_PATIENCE_S:g} s, which is there"
+                ) from None
             except Compacted as fault:
                 log.warning("%s", fault)
                 await self._reload()

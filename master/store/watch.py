@@ -78,7 +78,8 @@ class Window:
 
 
 def _size(events: Sequence[Event]) -> int:
-    return sum(len(event.new.body) for event in events if event.new)
+    """Bytes of the states that may live in the window only: an object that was deleted counts as well."""
+    return sum(len(state.body) for event in events if (state := event.new or event.old))
 
 
 class Subscription:

@@ -336,6 +336,7 @@ class ListRequest(_message.Message):
     field_selector: _builtins.str
     """metadata.name, metadata.namespace, spec.nodeName, status.phase, involvedObject.*"""
     limit: _builtins.int
+    """at most so many; 0: as many as fit. A page ends at 8 MiB: go on with continue_token"""
     continue_token: _builtins.str
     """pages are of one revision; an old one is Expired"""
     min_revision: _builtins.int

@@ -178,7 +178,9 @@ def test_many_objects_go_in_batches_and_come_in_pages(shoal: Shoal) -> None:
 
 
 def test_watch_shows_changes_until_it_is_interrupted(shoal: Shoal, config: Path) -> None:
-    command = [sys.executable, "-m", "shoal.deploy.cli.main", "get", "cm", "-w", "-o", "name"]
+    # A test run in the background of a script inherits an ignored SIGINT.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "shoal.deploy.cli.main"]
+    command += ["get", "cm", "-w", "-o", "name"]
     environment = os.environ | {"SHOAL_CONFIG": str(config)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as watching:
         assert watching.stdout is not None

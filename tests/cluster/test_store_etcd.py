@@ -18,7 +18,6 @@ from shoal.master.store.codec import body_of
 from shoal.master.store.etcd import Etcd, Tls
 from shoal.master.store.etcd_lease import ThreadRenewer
 from shoal.master.store.port import Port
-from shoal.master.store.space import make_room
 from shoal.master.store.store import Store
 from tests.etcd import Proxy, Server, make_tls
 from tests.unit.store_support import pod, pod_key, record_of
@@ -51,11 +50,7 @@ class Master:
         clock = time.monotonic
         self.port = Etcd([address], timeout=1.0)
         self.renewer = ThreadRenewer([address], None, clock)
-
-        async def room() -> None:
-            await make_room(self.port)
-
-        self.election = Election(self.port, self.renewer, f"{name}:1", name, clock, room, ttl)
+        self.election = Election(self.port, self.renewer, f"{name}:1", name, clock, ttl=ttl)
         self.store = Store(self.port, time.time, quota_bytes=quota_bytes)
 
     async def lead(self) -> Leadership:

@@ -61,3 +61,30 @@ def test_units_start_what_exists_with_least_privilege(path: Path) -> None:
     if "spawner" not in path.name:  # the spawner makes namespaces and mounts for everybody
         for line in HARDENED:
             assert line in text, f"{line} is missing"
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
+def test_units_never_give_up(path: Path) -> None:
+    """Restart=always alone ends for ever after five starts in ten seconds (systemd.unit(5), StartLimitIntervalSec=)."""
+    sections = path.read_text().split("[Service]")
+    assert "StartLimitIntervalSec=0" in sections[0].splitlines() and "Restart=always" in sections[1].splitlines()
+
+
+def test_the_spawners_unit_keeps_its_pods_apart_from_itself() -> None:
+    """Its mounts must show on the host, its filters would be the containers', and a delegated subtree that hands
+    controllers down takes no second spawner (systemd.exec(5), systemd.resource-control(5))."""
+    lines = (ROOT / "deploy/systemd/shoal-spawner.service").read_text().splitlines()
+    settings = {line.partition("=")[0] for line in lines if "=" in line and not line.startswith("#")}
+    private = re.compile(
+        "Protect|Private|ReadOnly|ReadWrite|Inaccessible|Temporary|Bind|Root|Mount|Device|System|Restrict[^a]"
+    )
+    assert [name for name in settings if private.match(name)] == []
+    assert "NoNewPrivileges" not in settings and "Delegate" not in settings
+    assert "KillMode=process" in lines and "RuntimeDirectoryPreserve=yes" in lines
+    assert re.search(r"^cgroup: shoal$", (ROOT / "deploy/vagrant/agent.sh").read_text(), re.MULTILINE)
+
+
+def test_the_agents_unit_may_unpack_devices() -> None:
+    """These settings come with a device filter, under which an image's device nodes cannot be made."""
+    text = (ROOT / "deploy/systemd/shoal-agent.service").read_text()
+    assert not re.search("^(ProtectClock|PrivateDevices|Device)", text, re.MULTILINE) and "CAP_MKNOD" in text

@@ -17,6 +17,7 @@ from shoal.agent.runtime.port import (
     Runtime,
     RuntimeEvent,
     RuntimeFault,
+    RuntimeGone,
     SandboxSpec,
     Started,
     StartError,
@@ -34,12 +35,15 @@ class Node(Protocol):
 
 
 async def until_exit(events: AsyncIterator[RuntimeEvent], id: ContainerID) -> Exit:
-    """The next exit of `id` among the events."""
+    """The next exit of `id` among the events, over lost contacts."""
     async with asyncio.timeout(PATIENCE):
-        async for event in events:
+        while True:
+            try:
+                event = await anext(events)
+            except RuntimeGone:
+                continue
             if isinstance(event, Exited) and event.id == id:
                 return event.exit
-    raise AssertionError("the events ended")
 
 
 class Contract:

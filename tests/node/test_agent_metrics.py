@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from shoal.agent.metrics import AgentCollector, StartDurations
+from shoal.agent.metrics import AgentCollector, Durations
 from tests.agent_world import World, until
 from tests.agents import UID, make_pod
 from tests.sim import loop as sim
@@ -24,14 +24,14 @@ def scrape() -> str:
     async def main() -> None:
         nonlocal page
         world = World()
-        starts = StartDurations()
+        durations = Durations()
         async with world.running() as agent:
-            agent.worker._started = starts.observe
+            agent.worker._meter = durations
             pipe = await world.master.welcomed(-1, make_pod())
             await world.reports(pipe, UID, lambda r: r.status.phase == "Running")
             await agent.refresh_usage()
             registry = CollectorRegistry()
-            registry.register(AgentCollector(agent, "n1", starts))
+            registry.register(AgentCollector(agent, "n1", durations))
             await until(lambda: agent.connected)
             page = await asyncio.sleep(0, generate_latest(registry).decode())
 

@@ -68,6 +68,17 @@ async def test_an_agent_restart_touches_nothing(world: World) -> None:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+async def test_a_lost_spawner_is_heard_of_at_once(world: World) -> None:
+    async with world.client() as client:
+        before = await running(world, client, TICKER)
+        events = client.events()
+        kill(world.spawner_pid())
+        with pytest.raises(RuntimeGone):
+            async with asyncio.timeout(10):
+                await anext(events)
+        assert await state_of(client, before.id) == before
+
+
 async def test_a_dead_supervisor_costs_neither_log_nor_code(world: World) -> None:
     async with world.client() as client:
         before = await running(world, client, TICKER)

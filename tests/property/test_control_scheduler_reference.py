@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.master.model import Event, Key, Record, key_of
-from shoal.master.scheduler.classes import PodClass, compile_class, owner_of, requests_of
+from shoal.master.scheduler.classes import PodClass, compile_class, load_of, owner_of, requests_of
 from shoal.master.scheduler.core import Plan, Waiting, schedule
 from shoal.master.scheduler.snapshot import Snapshot, facts_of, holds
 from shoal.proto.v1 import objects_pb2 as o
@@ -119,6 +119,8 @@ def test_both_decide_the_same(
         held.append(one)
         if f"n{at}" in plain:
             plain[f"n{at}"].used.update(dict(requests_of(one.spec)))
+            cpu, memory = load_of(one.spec)
+            plain[f"n{at}"].load.update(cpu=cpu, memory=memory)
             plain[f"n{at}"].owners[owner_of(one)] += 1
     snapshot = Snapshot()
     snapshot.apply([added(one) for one in held] + [added(one) for one in reversed(nodes)])
@@ -131,6 +133,7 @@ def test_both_decide_the_same(
         index = snapshot.row[name]
         have = {r: int(snapshot.used[i, index]) for i, r in enumerate(snapshot.resources)}
         assert {k: v for k, v in have.items() if v} == {k: v for k, v in want.used.items() if v}
+        assert snapshot.load[:, index].tolist() == [want.load["cpu"], want.load["memory"]]
 
 
 @settings(max_examples=100, deadline=None)
@@ -138,11 +141,11 @@ def test_both_decide_the_same(
 def test_undo_leaves_nothing_behind(nodes: list[o.Node], queue: list[o.Pod]) -> None:
     snapshot = Snapshot()
     snapshot.apply([added(n) for n in nodes])
-    before = snapshot.used.copy()
+    before = snapshot.used.copy(), snapshot.load.copy()
     waiting = [Waiting(q.metadata.uid, Key("Pod", "default", q.metadata.name), compile_class(q)) for q in queue]
     first = schedule(snapshot, waiting)
     for binding in first.bindings:
         assert snapshot.undo(binding.waiting.uid)
-    assert (snapshot.used == before).all()
+    assert (snapshot.used == before[0]).all() and (snapshot.load == before[1]).all()
     second = schedule(snapshot, waiting)
     assert [b.node for b in second.bindings] == [b.node for b in first.bindings]

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from shoal.master.core import Master
-from shoal.master.model import KINDS, Key
+from shoal.master.model import KINDS, Key, Object
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.sim.loop import SimulatedLoop, run
 from tests.sim.watchdog import Broken, amount, ended, requests
+from tests.sim.watcher import Watcher
 from tests.sim.world import IMAGE, SimNode, World
 
 ACTIVE_SECONDS = 60.0
 CALM_SECONDS = 400.0  # backoffs, tolerations and lease run-outs included
 POLL_SECONDS = 1.0
 QUIET_SECONDS = 6.0  # nothing wrong for this long is rest
+TAINT = "example.com/maintenance"
 BEHAVIOURS = (["run"], ["run"], ["graceful", "1"], ["stubborn"], ["sleep", "8"], ["exit", "1"])
 COUNTS = re.compile(r"0/(\d+) nodes are available: (.+)\.")
 
@@ -31,13 +33,17 @@ def template(rng: random.Random, app: str, version: int) -> o.PodTemplateSpec:
     container.command.extend(rng.choice(BEHAVIOURS[:4]))
     container.resources.requests["cpu"].text = f"{rng.choice((50, 100, 300))}m"
     container.resources.requests["memory"].text = f"{rng.choice((16, 64))}Mi"
+    if rng.random() < 0.3:
+        helper = made.spec.containers.add(name="helper", image=IMAGE)
+        helper.command.extend(rng.choice(BEHAVIOURS[:4]))
+        helper.resources.requests["cpu"].text = "20m"
     made.spec.terminationGracePeriodSeconds = rng.choice((1, 3))
     return made
 
 
-def deployment(rng: random.Random, name: str) -> o.Deployment:
+def deployment(rng: random.Random, name: str, namespace: str = "default") -> o.Deployment:
     made = o.Deployment(apiVersion="apps/v1", kind="Deployment")
-    made.metadata.name, made.metadata.namespace = name, "default"
+    made.metadata.name, made.metadata.namespace = name, namespace
     made.spec.replicas = rng.randint(1, 5)
     made.spec.selector.matchLabels["app"] = name
     made.spec.template.CopyFrom(template(rng, name, 0))
@@ -50,12 +56,27 @@ def pod(rng: random.Random, name: str) -> o.Pod:
     container = made.spec.containers.add(name="main", image=IMAGE)
     container.command.extend(rng.choice(BEHAVIOURS))
     container.resources.requests["cpu"].text = rng.choice(("100m", "500m", "64"))
+    if rng.random() < 0.3:
+        made.spec.containers.add(name="helper", image=IMAGE).command.extend(rng.choice(BEHAVIOURS))
+    if rng.random() < 0.3:
+        made.spec.tolerations.add(key=TAINT, operator="Exists", effect="NoExecute", tolerationSeconds=3)
     made.spec.restartPolicy = rng.choice(("Always", "OnFailure", "Never"))
     made.spec.terminationGracePeriodSeconds = 2
     return made
 
 
-def packed(*objects: o.Deployment | o.Pod | o.Node) -> list[c.Object]:
+def data(rng: random.Random, name: str, namespace: str = "default") -> o.ConfigMap | o.Secret:
+    """A ConfigMap or, of another name, a Secret, with a value that nobody wrote before."""
+    made: o.ConfigMap | o.Secret
+    if rng.random() < 0.5:
+        made = o.ConfigMap(apiVersion="v1", kind="ConfigMap", data={"value": f"{rng.getrandbits(64)}"})
+    else:
+        made = o.Secret(apiVersion="v1", kind="Secret", data={"value": b"%d" % rng.getrandbits(64)})
+    made.metadata.name, made.metadata.namespace = name, namespace
+    return made
+
+
+def packed(*objects: Object) -> list[c.Object]:
     return [c.Object(kind=x.kind, body=x.SerializeToString()) for x in objects]
 
 
@@ -66,20 +87,26 @@ class People:
         self.world, self.rng = world, world.fork()
         self._made = 0
         self.names: list[Key] = []
-        self.wanted: dict[str, int] = {}
+        self.values: dict[Key, Object | None] = {}  # ConfigMaps and Secrets as acknowledged; None: deleted
+        self.spaces: list[str] = []  # namespaces that are to be there, save the default one
+        self.gone: set[str] = set()  # namespaces that are to go, with all that is in them
+        self.tainted: set[str] = set()
 
     def _id(self) -> str:
         return f"{self.rng.getrandbits(128):032x}"
 
     async def act(self) -> None:
-        changes = (self.create, self.create_pod, self.scale, self.scale, self.roll, self.roll, self.delete)
+        changes = (
+            self.create, self.create_pod, self.scale, self.scale, self.roll, self.roll, self.delete, self.write_value,
+            self.write_value, self.delete_value, self.make_space, self.end_space, self.taint,
+        )  # fmt: skip
         choice = self.create if len(self.names) < 2 else self.rng.choice(changes)
         try:
             await choice()
         except TimeoutError:
             self.world.say("a person gave up: no leader answered")
 
-    async def _write(self, verb: str, *objects: o.Deployment | o.Pod | o.Node) -> None:
+    async def _write(self, verb: str, *objects: Object) -> None:
         request = c.WriteRequest(request_id=self._id(), objects=packed(*objects))
         calls: dict[str, Callable[[Master], Awaitable[c.WriteResponse]]] = {
             "create": lambda core: core.service.create(request),
@@ -102,6 +129,96 @@ class People:
         made = pod(self.rng, f"p{self._made}")
         await self._write("create", made)
         self.names.append(Key("Pod", "default", made.metadata.name))
+
+    async def write_value(self) -> None:
+        """A new ConfigMap or Secret, or another value for one that is there."""
+        there = [made for made in self.values.values() if isinstance(made, o.ConfigMap | o.Secret)]
+        self._made += 1
+        made = data(self.rng, f"v{self._made}")
+        if there and self.rng.random() < 0.6:
+            old = self.rng.choice(there)
+            made = data(self.rng, old.metadata.name)
+            while made.kind != old.kind:
+                made = data(self.rng, old.metadata.name)
+        key = Key(made.kind, "default", made.metadata.name)
+        self.values.pop(key, None)  # not known, should nobody answer
+        await self._write("apply", made)
+        self.values[key] = made
+
+    async def delete_value(self) -> None:
+        if there := [key for key, made in self.values.items() if made is not None]:
+            key = self.rng.choice(there)
+            del self.values[key]
+            await self._delete(key)
+            self.values[key] = None
+
+    async def make_space(self) -> None:
+        """A namespace with things in it."""
+        self._made += 1
+        name = f"s{self._made}"
+        made = o.Namespace(apiVersion="v1", kind="Namespace")
+        made.metadata.name = name
+        await self._write("create", made)
+        self.spaces.append(name)
+        inside = deployment(self.rng, f"d{self._made}", name)
+        await self._write("create", inside, data(self.rng, "value", name))
+        self.names.append(Key("Deployment", name, inside.metadata.name))
+
+    async def end_space(self) -> None:
+        """A namespace goes, while somebody still writes into it."""
+        if self.spaces:
+            name = self.rng.choice(self.spaces)
+            self.spaces.remove(name)
+            self.gone.add(name)
+            self.names = [key for key in self.names if key.namespace != name]
+            late = asyncio.create_task(self._write_late(name), name="late writer")
+            try:
+                await self._delete(Key("Namespace", "", name))
+            finally:
+                await late
+
+    async def _write_late(self, namespace: str) -> None:
+        for number in range(3):
+            await asyncio.sleep(self.rng.uniform(0, 0.1))
+            objects = packed(
+                data(self.rng, f"late{number}", namespace), deployment(self.rng, f"late{number}", namespace)
+            )
+            request = c.WriteRequest(request_id=self._id(), objects=objects)
+            try:
+                response = await self.world.ask(lambda core, request=request: core.service.create(request))  # type: ignore[misc]
+            except TimeoutError:
+                return
+            for result in response.results:
+                if result.failure.reason not in ("", "Forbidden", "NotFound"):
+                    raise Broken(f"late write: {result.failure.message}")
+
+    async def taint(self) -> None:
+        """A node is emptied, or may be used again."""
+        name = self.rng.choice(sorted(self.world.nodes))
+        await self.set_taint(name, name not in self.tainted)
+
+    async def set_taint(self, name: str, wanted: bool) -> None:
+        """As a person with an editor: reads, changes, and writes on the condition that nobody else did."""
+        (self.tainted.add if wanted else self.tainted.discard)(name)
+        for _ in range(20):
+            found = self.world.watchdog.objects.get(Key("Node", "", name))
+            if not isinstance(found, o.Node):
+                return
+            made = o.Node.FromString(found.SerializeToString())
+            kept = [taint for taint in made.spec.taints if taint.key != TAINT]
+            del made.spec.taints[:]
+            made.spec.taints.extend([*kept, *([o.Taint(key=TAINT, effect="NoExecute")] if wanted else [])])
+            envelope = packed(made)[0]
+            envelope.revision = self.world.watchdog.revisions[Key("Node", "", name)]
+            request = c.WriteRequest(request_id=self._id(), objects=[envelope])
+            response = await self.world.ask(lambda core, request=request: core.service.update(request))  # type: ignore[misc]
+            reason = response.results[0].failure.reason
+            if reason not in ("", "Conflict", "NotFound"):
+                raise Broken(f"taint of {name}: {response.results[0].failure.message}")
+            if reason != "Conflict":
+                self.world.say(f"{name} {'is emptied' if wanted else 'may be used'}")
+                return
+            await asyncio.sleep(0.1)
 
     def _some(self, kind: str) -> Key | None:
         chosen = [key for key in self.names if key.kind == kind]
@@ -129,25 +246,29 @@ class People:
         if not self.names:
             return
         key = self.rng.choice(self.names)
+        await self._delete(key)
+        self.names.remove(key)
+
+    async def _delete(self, key: Key) -> None:
         request = c.DeleteRequest(request_id=self._id(), keys=[c.Key(**key._asdict())])
         response = await self.world.ask(lambda core: core.service.delete(request))
         if response.results[0].failure.reason not in ("", "NotFound"):
             raise Broken(f"delete {key}: {response.results[0].failure.message}")
-        self.names.remove(key)
         self.world.say(f"delete {key}")
 
 
 class Trouble:
     """Faults of every kind that this world knows."""
 
-    def __init__(self, world: World) -> None:
-        self.world, self.rng = world, world.fork()
+    def __init__(self, world: World, people: People) -> None:
+        self.world, self.people, self.rng = world, people, world.fork()
 
     async def strike(self) -> None:
         kinds = (
             self.agent_crash, self.agent_crash, self.session_cut, self.partition, self.reboot, self.container_crash,
             self.leader_crash, self.leader_freeze, self.lost_answers, self.stale_watch, self.bad_weather,
-            self.spawner_away,
+            self.spawner_away, self.compaction, self.node_removed,
+            self.etcd_full,
         )  # fmt: skip
         await self.rng.choice(kinds)()
 
@@ -220,6 +341,33 @@ class Trouble:
                 self.world.say(f"the watch of {master.name} breaks")
                 master.port.cut_watches()
 
+    async def compaction(self) -> None:
+        revision = self.world.watchdog.seen - self.rng.choice((0, 3, 30))
+        if revision > self.world.etcd.compacted:
+            self.world.say(f"etcd's history is compacted up to revision {revision}")
+            self.world.compactions += 1
+            self.world.etcd.compact(revision)
+
+    async def etcd_full(self) -> None:
+        """Its alarm refuses all writes, leases too, until somebody makes room."""
+        self.world.say("etcd's quota is used up")
+        self.world.compactions += 1
+        self.world.etcd.no_space = True
+
+    async def node_removed(self) -> None:
+        """Somebody deletes the Node: with its agent running it joins anew at once, else when the agent is back."""
+        node = self._node()
+        dead = self.rng.random() < 0.5
+        if dead:
+            await node.stop()
+        try:
+            await self.people._delete(Key("Node", "", node.name))
+        except TimeoutError:
+            pass
+        if dead:
+            await asyncio.sleep(self.rng.choice((0.0, 1.0, 8.0)))
+            node.start()
+
     async def bad_weather(self) -> None:
         weather = self.world.weather
         weather.slow, weather.repeat, weather.lose = self.rng.choice(
@@ -245,11 +393,14 @@ class Trouble:
 async def live(loop: SimulatedLoop, seed: int, verbose: bool = False) -> World:
     """The whole run. Raises Broken when an invariant fails or nothing comes to rest."""
     rng = random.Random(seed)
-    world = World(loop, seed, nodes=rng.randint(3, 5))
+    world = World(loop, seed, nodes=rng.randint(3, 5), masters=rng.choice((2, 2, 3)))
     world.verbose = verbose
     world.start()
+    people = People(world)
+    trouble = Trouble(world, people)
+    watchers = [Watcher(world, KINDS), Watcher(world, ("ConfigMap", "Secret")), Watcher(world, ("Node", "Namespace"))]
+    watching = [asyncio.create_task(watcher.run(), name="watcher") for watcher in watchers]
     try:
-        people, trouble = People(world), Trouble(world)
         strikes: set[asyncio.Task[None]] = set()
         end = loop.time() + ACTIVE_SECONDS
         while loop.time() < end:
@@ -261,10 +412,20 @@ async def live(loop: SimulatedLoop, seed: int, verbose: bool = False) -> World:
         await asyncio.gather(*strikes)
         world.say("the faults stop")
         trouble.calm()
+        for name in sorted(people.tainted):
+            await people.set_taint(name, wanted=False)
         await come_to_rest(world, people)
         nothing_acknowledged_was_lost(world)
+        for watcher, task in zip(watchers, watching, strict=True):
+            if task.done():
+                task.result()
+            watcher.judge()
+        world.watched = watchers[0].seen
         return world
     finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await world.stop()
 
 
@@ -299,6 +460,8 @@ def unfinished(world: World, people: People) -> list[str]:
         elif isinstance(found, o.Deployment):
             wrong += _deployment(found, pods)
     wrong += [f"deleted {key} is still there" for key in objects if _stray(key, people)]
+    wrong += [f"node {name} has not joined" for name in world.nodes if Key("Node", "", name) not in objects]
+    wrong += _values(objects, people)
     for one in pods:
         if one.metadata.HasField("deletionTimestamp"):
             wrong.append(f"pod {one.metadata.name} is still being deleted")
@@ -313,7 +476,22 @@ def unfinished(world: World, people: People) -> list[str]:
     return wrong
 
 
+def _values(objects: Mapping[Key, Object], people: People) -> list[str]:
+    """ConfigMaps and Secrets hold what was acknowledged last."""
+    wrong = []
+    for key, made in people.values.items():
+        found = objects.get(key)
+        if isinstance(made, o.ConfigMap | o.Secret):
+            if not isinstance(found, o.ConfigMap | o.Secret) or dict(found.data) != dict(made.data):
+                wrong.append(f"{key} is not what was acknowledged")
+        elif found is not None:
+            wrong.append(f"deleted {key} is still there")
+    return wrong
+
+
 def _stray(key: Key, people: People) -> bool:
+    if key.namespace in people.gone or (key.kind == "Namespace" and key.name in people.gone):
+        return True
     if key.kind in ("Deployment", "Pod") and re.fullmatch(r"[dp]\d+", key.name):
         return key not in people.names
     return False
@@ -322,7 +500,8 @@ def _stray(key: Key, people: People) -> bool:
 def _deployment(found: o.Deployment, pods: list[o.Pod]) -> list[str]:
     name, want = found.metadata.name, found.spec.replicas
     version = found.spec.template.metadata.labels["version"]
-    alive = [p for p in pods if p.metadata.labels.get("app") == name and not ended(p)]
+    ours = [p for p in pods if p.metadata.namespace == found.metadata.namespace]
+    alive = [p for p in ours if p.metadata.labels.get("app") == name and not ended(p)]
     current = [p for p in alive if p.metadata.labels.get("version") == version]
     if any(not p.spec.nodeName for p in alive):
         return []  # no room for the next one: the rollout waits, and _pending says whether that is true
@@ -339,12 +518,13 @@ def _pending(world: World, one: o.Pod, pods: list[o.Pod]) -> list[str]:
     name = one.metadata.name
     said = next((x.message for x in one.status.conditions if x.type == "PodScheduled" and x.status == "False"), "")
     match = COUNTS.match(said)
-    if not match or int(match[1]) != len(world.nodes):
+    if not match or not 0 < int(match[1]) <= len(world.nodes):  # counts may age, the reasons may not
         return [f"pod {name} is pending without a true reason: {said!r}"]
     need = requests(one)
     for node in world.nodes:
-        found = world.watchdog.objects[Key("Node", "", node)]
-        assert isinstance(found, o.Node)
+        found = world.watchdog.objects.get(Key("Node", "", node))
+        if not isinstance(found, o.Node):
+            return [f"node {node} has not joined"]
         free = {r: amount(r, found.status.allocatable[r]) for r in need}
         for other in pods:
             if other.spec.nodeName == node and not ended(other):
@@ -357,17 +537,8 @@ def _pending(world: World, one: o.Pod, pods: list[o.Pod]) -> list[str]:
 
 def nothing_acknowledged_was_lost(world: World) -> None:
     """Every write that was acknowledged is in etcd's history at the revision that the caller was told."""
-    from shoal.master.store import codec, keys
-
-    committed: dict[int, dict[str, str]] = {}
-    for revision, events in world.etcd._history:
-        for event in events:
-            key = keys.decode(event.key)
-            if key is not None and key.kind in KINDS and event.value is not None:
-                record = codec.unpack(key, event.value, revision, event.create_revision)
-                committed.setdefault(revision, {})[str(key)] = record.message.metadata.uid
     for write in world.acknowledged:
-        if committed.get(write.revision, {}).get(write.key) != write.uid:
+        if world.watchdog.committed.get(write.revision, {}).get(write.key) != write.uid:
             raise Broken(f"{write.key} was acknowledged at revision {write.revision}, but etcd does not have it")
 
 

@@ -21,3 +21,4 @@ def test_seed(seed: int) -> None:
     world = play(seed)
     assert world.watchdog.checks > 20, "hardly anything happened"
     assert world.acknowledged, "nobody got anything done"
+    assert world.watched > 20, "the watching client saw hardly anything"

@@ -45,12 +45,14 @@ class Watchdog:
         self._etcd = etcd
         self._seen = etcd.revision
         self.objects: dict[Key, Object] = {}
+        self.committed: dict[int, dict[Key, str]] = {}  # revision -> what it changed, with uid (empty: deleted)
         self._nodes: dict[str, str] = {}  # pod uid -> node
         self._phases: dict[str, tuple[int, str]] = {}
         self._restarts: dict[tuple[str, str], int] = defaultdict(int)
         self._hosts: dict[str, str] = {}  # pod uid -> node that ran it
         self._ranges: dict[str, str] = {}  # pod range -> node
         self.touched: set[Key] = set()  # by the last look
+        self.revisions: dict[Key, int] = {}
         self.checks = 0
 
     def look(self) -> None:
@@ -69,10 +71,13 @@ class Watchdog:
                     continue
                 self.touched.add(key)
                 if event.value is None:
+                    self.committed.setdefault(revision, {})[key] = ""
                     self._gone(key)
                     continue
                 record = codec.unpack(key, event.value, revision, event.create_revision)
+                self.committed.setdefault(revision, {})[key] = record.message.metadata.uid
                 self.objects[key] = record.message
+                self.revisions[key] = revision
                 if isinstance(record.message, o.Pod):
                     self._pod(record.message, revision)
                     touched.add(record.message.spec.nodeName)
@@ -87,7 +92,9 @@ class Watchdog:
         return self._seen
 
     def _gone(self, key: Key) -> None:
-        self.objects.pop(key, None)
+        gone = self.objects.pop(key, None)
+        if isinstance(gone, o.Node):
+            self._ranges.pop(gone.spec.podCIDR, None)
 
     def _node(self, node: o.Node) -> None:
         cidr = node.spec.podCIDR

@@ -24,7 +24,7 @@ from shoal.master.core import Master, Settings
 from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
 from shoal.master.election import TaskRenewer
 from shoal.master.metrics import Meters
-from shoal.master.model import KINDS, Fault, Record, key_of
+from shoal.master.model import KINDS, Fault, Key, Record, key_of
 from shoal.master.store.memory import Faults, Memory, MemoryEtcd
 from shoal.proto.v1 import cluster_pb2 as c
 from tests.sim.link import AgentEnd, MasterEnd, Weather, Wire
@@ -79,6 +79,9 @@ class SimNode:
         self.agent: Agent | None = None
 
     def start(self) -> None:
+        """One agent per data folder: after two faults at once the second start finds the folder locked."""
+        if self._task is not None:
+            return
         config = AgentConfig(self.name, self.address, tuple(self.world.masters), f"/sim/{self.name}")
         ports = AgentPorts(
             self.runtime, self.images, self.network, self.machine, self.state, self.logs, Connector(self.world, self)
@@ -162,13 +165,15 @@ class SimMaster:
         """kill -9: the lease is not given back."""
         if self.port is not None:
             self.port.cut_off()
-        self.core = None
+        core, self.core = self.core, None
         for wire in self._wires:
             wire.cut()
         tasks = [*self._serving, *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if core is not None:
+            await core.close()
         self._task = None
 
     def accept(self, wire: Wire, node: SimNode) -> None:
@@ -198,7 +203,7 @@ class SimMaster:
 class Acknowledged:
     """A write that a caller was told had succeeded."""
 
-    key: str
+    key: Key
     uid: str
     revision: int
 
@@ -218,6 +223,8 @@ class World:
         self.acknowledged: list[Acknowledged] = []
         self.log: list[str] = []
         self.verbose = False
+        self.compactions = 0  # of etcd's history, by a fault
+        self.watched = 0  # revisions that the watching client was told of
 
     def fork(self) -> random.Random:
         self._forks += 1
@@ -270,7 +277,7 @@ class World:
         return next((m for m in self.masters.values() if m.leads), None)
 
     async def ask(
-        self, what: Callable[[Master], Awaitable[c.WriteResponse]], patience: float = 30.0
+        self, what: Callable[[Master], Awaitable[c.WriteResponse]], patience: float = 90.0
     ) -> c.WriteResponse:
         """Calls the leader with the same request until it answers, as the command does."""
         end = self.loop.time() + patience
@@ -293,9 +300,7 @@ class World:
         for result in response.results:
             if not result.failure.reason and result.object.revision and result.action in ("created", "configured"):
                 message = KINDS[result.object.kind].FromString(result.object.body)
-                self.acknowledged.append(
-                    Acknowledged(str(key_of(message)), message.metadata.uid, result.object.revision)
-                )
+                self.acknowledged.append(Acknowledged(key_of(message), message.metadata.uid, result.object.revision))
 
     def running(self, node: str) -> set[ContainerID]:
         """Containers that live on a node now."""

@@ -53,7 +53,7 @@ def test_a_real_machine_needs_little() -> None:
         "n1", ("10.0.0.254:7000", "[fd00::1]:7000"), Path("/c/ca.crt"), Path("/c/n1.crt"), Path("/c/n1.key"), "10.0.0.1"
     )
     assert config.dev_capacity() is None
-    unit = check(GOOD | {"cgroup": "system.slice/shoal-spawner.service", "data": "/d"}, "agent.yaml")
+    unit = check(GOOD | {"cgroup": "machine.slice/shoal", "data": "/d"}, "agent.yaml")
     assert settings_of(unit).data == "/d/runtime"
 
 
@@ -74,6 +74,8 @@ def test_the_spawner_s_unit_reads_the_same_file(tmp_path: Path, capsys: pytest.C
         ({"masters": "10.0.0.1:7000"}, "masters must be a list, not '10.0.0.1:7000'"),
         ({"masters": ["10.0.0.1"]}, "'10.0.0.1' is not host:port"),
         ({"masters": ["10.0.0.1:99999"]}, "is not host:port"),
+        ({"address": "node-1.example"}, "address: Expected 4 octets in 'node-1.example'"),
+        ({"address": "fd00::1"}, "address: "),
         ({"nodes": 3}, "nodes is not a setting; known are"),
         ({"capacity": {"cpus": 2}}, "cpus is not a resource of a node"),
         ({"capacity": {"cpu": "two"}}, '"two" is not a quantity'),

@@ -85,6 +85,21 @@ def test_b95_an_agent_that_dies_while_stopping_a_pod(step: int) -> None:
     sim.run(step, main())
 
 
+def test_an_image_that_a_pod_nobody_knows_held_is_given_free() -> None:
+    """The agent died after the hold, before anything else of the pod was there."""
+
+    async def main() -> None:
+        world = World()
+        await world.images.hold("gone-pod/app", "app:1")
+        async with world.running() as agent:
+            await world.master.welcomed(-1, make_pod())
+            await until(lambda: UID in agent.worker.machines and agent.worker.machines[UID].phase == "Running")
+            await until(lambda: agent.worker.in_flight == 0)
+            assert list(await world.images.holders()) == [f"{UID}/app"]
+
+    sim.run(0, main())
+
+
 def _ended(world: World) -> bool:
     return any(report.ended for pipe in world.master.sessions for report in newest(pipe, UID))
 
@@ -246,14 +261,18 @@ def test_a_runtime_that_is_away_is_waited_for() -> None:
             assert any("runtime" in fault for fault in agent.unready())
             world.runtime.come_back()
             await until(lambda: UID in agent.worker.machines and agent.worker.machines[UID].phase == "Running")
+            await until(lambda: not agent.unready())
             world.runtime.gone = True
             world.runtime.crash(ContainerID(UID, "app", 0))
+            await until(lambda: any("runtime" in fault for fault in agent.unready()))
+            await agent.refresh_usage()  # the records on disk answer without the spawner
             await asyncio.sleep(3)
+            assert any("runtime" in fault for fault in agent.unready())
             world.runtime.come_back()
             facts = agent.worker.machines[UID].container("app")
             assert facts is not None
             await until(lambda: facts.live and facts.restarts == 1)
-            assert not agent.unready()
+            await until(lambda: not agent.unready())
         await kill(master)
 
     sim.run(0, main())

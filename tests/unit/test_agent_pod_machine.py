@@ -488,6 +488,15 @@ def test_the_image_may_name_its_stop_signal(text: str, number: int) -> None:
     assert stop_signal(image) == number
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("SIGRTMIN+3", 37), ("rtmin+3", 37), ("SIGRTMIN+99", 15), ("\u00b2", 15), ("9" * 5000, 15), ("SIGNOPE+3", 15)],
+)
+def test_real_time_and_impossible_stop_signals(text: str, number: int) -> None:
+    image = Image("1", "2", (), 0, (), ImageConfig(stop_signal=text))
+    assert stop_signal(image) == number
+
+
 def test_a_record_of_no_pod_is_refused() -> None:
     with pytest.raises(Exception, match=r"pars|wire|tag"):
         PodMachine(PodRecord(UID, b"\xff\xff\xff", NOW), NODE, saved=True)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from shoal.agent.runtime.port import ContainerID
 from shoal.agent.state import Position
+from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 from tests.agent_world import MASTER, OTHER, Pipe, World, newest, scenario, until
 from tests.agents import UID, deleted, make_pod
@@ -139,6 +140,28 @@ async def test_statuses_come_at_once_and_then_every_tenth_of_a_second(world: Wor
         await until(lambda: newest(pipe, "x")[0].name == "29")
         counters = [report.sequence.counter for report in pipe.of("status")]
         assert counters == sorted(set(counters))
+
+
+@scenario
+async def test_a_start_without_trouble_waits_for_its_news(world: World) -> None:
+    async with world.running() as agent:
+        pipe = await world.master.welcomed()
+        await asyncio.sleep(1)
+        waiting = s.PodReport(uid="x", status=o.PodStatus(phase="Pending"))
+        waiting.status.containerStatuses.add().state.waiting.reason = "ContainerCreating"
+        agent.outbox.put(waiting)
+        await asyncio.sleep(0.05)
+        assert pipe.of("status") == []
+        agent.outbox.put(s.PodReport(uid="x", status=o.PodStatus(phase="Running")))
+        await asyncio.sleep(0.001)
+        assert [report.pods[0].status.phase for report in pipe.of("status")] == ["Running"]
+        agent.outbox.put(waiting)
+        await asyncio.sleep(0.101)
+        assert newest(pipe, "x")[0] == waiting
+        waiting.status.containerStatuses[0].state.waiting.reason = "ErrImageNotPresent"
+        agent.outbox.put(waiting)
+        await asyncio.sleep(0.001)
+        assert newest(pipe, "x")[0] == waiting
 
 
 @scenario

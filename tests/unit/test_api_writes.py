@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import pytest
 import pytest_asyncio
 
 from shoal.master.api.faults import Invalid
 from shoal.master.api.service import ClusterService
+from shoal.master.api.writes import Writes
 from shoal.master.core import Master
-from shoal.master.model import KINDS, Fault, Key, Modify, Object
+from shoal.master.model import KINDS, Change, Delete, Event, Fault, Key, Modify, Object, Record, Unavailable, View
+from shoal.master.store.memory import Faults
+from shoal.master.store.pages import PAGE_BYTES
+from shoal.master.store.store import Store
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.masterkit import memory_master
@@ -230,6 +234,50 @@ async def test_status_only_changes_the_status_alone(api: ClusterService) -> None
     assert (made.spec.replicas, made.status.readyReplicas, made.metadata.generation) == (2, 2, 1)
 
 
+async def test_the_status_of_pods_and_nodes_has_other_writers(api: ClusterService) -> None:
+    await created(api, pod())
+    wish = pod()
+    wish.status.phase = "Failed"
+    request = sent(wish)
+    request.status_only = True
+    [result] = (await api.update(request)).results
+    assert result.failure.reason == "Forbidden"
+
+
+async def test_a_resource_version_in_the_object_is_a_precondition(api: ClusterService) -> None:
+    await created(api, deployment())
+    mine, theirs = deployment(replicas=5), deployment(replicas=6)
+    for write in (api.apply, api.update):
+        read = await api.get(c.GetRequest(key=c.Key(kind="Deployment", name="web")))
+        mine.metadata.resourceVersion = theirs.metadata.resourceVersion = str(read.revision)
+        actions = [(await write(sent(mine, request_id="m"))).results[0].action for _ in range(2)]
+        assert actions == ["configured", "unchanged"], "a retry that finds its own result is a success"
+        [late] = (await write(sent(theirs, request_id="t"))).results
+        assert late.failure.reason == "Conflict"
+    mine.metadata.resourceVersion = "yesterday"
+    [bad] = (await api.update(sent(mine))).results
+    assert "resourceVersion" in bad.failure.message
+
+
+async def test_one_request_id_for_two_objects_makes_two_uids(api: ClusterService) -> None:
+    one, other = await created(api, pod("one"), "r"), await created(api, pod("other"), "r")
+    assert one.metadata.uid != other.metadata.uid
+
+
+async def test_a_leader_without_etcd_answers_no_write_from_what_it_remembers() -> None:
+    faults = Faults()
+    async with memory_master(loops=False, faults=faults) as master:
+        faults.frozen = True
+        leadership = master._term
+        assert leadership is not None
+        leadership.leadership.valid_until = 0.0
+        with pytest.raises(Unavailable):
+            await master.service.create(sent(pod("web", "nowhere")))
+        with pytest.raises(Unavailable):
+            await master.service.delete(deletion("nobody"))
+        faults.frozen = False
+
+
 # ---- apply ----
 async def test_apply_creates_configures_and_leaves_alone(api: ClusterService) -> None:
     actions = []
@@ -306,6 +354,8 @@ async def test_scale(api: ClusterService) -> None:
     assert wrong.failure.reason == "Conflict"
     [missing] = (await api.scale(c.ScaleRequest(request_id="t", key=c.Key(kind="Deployment", name="x")))).results
     assert missing.failure.reason == "NotFound"
+    [retry] = (await api.scale(c.ScaleRequest(request_id="s", key=key, replicas=5, current_replicas=2))).results
+    assert retry.action == "unchanged"
     with pytest.raises(Invalid, match="no replicas"):
         await api.scale(c.ScaleRequest(request_id="t", key=c.Key(kind="Pod", name="x"), replicas=1))
     with pytest.raises(Invalid, match="negative"):
@@ -341,6 +391,29 @@ async def test_a_pod_without_a_node_goes_at_once_and_a_retry_knows(master: Maste
     assert retry.action == "deleted"
     [other] = (await api.delete(deletion("web", request_id="d2"))).results
     assert other.failure.reason == "NotFound"
+
+
+async def test_a_retry_knows_of_a_graceful_deletion_and_not_of_a_rehearsal(master: Master, api: ClusterService) -> None:
+    await created(api, pod())
+    await bind(master)
+    await api.delete(deletion("web"))
+    await master.store.write([Delete(Key("Pod", "default", "web"))])
+    [retry] = (await api.delete(deletion("web"))).results
+    assert retry.action == "deleted"
+    await created(api, pod("other"), "another")
+    await api.delete(deletion("other", request_id="dry", dry_run=True))
+    await api.delete(deletion("other"))
+    [late] = (await api.delete(deletion("other", request_id="dry"))).results
+    assert late.failure.reason == "NotFound"
+
+
+async def test_a_pod_that_is_ended_at_once_stays_until_its_agent_says_so(master: Master, api: ClusterService) -> None:
+    await created(api, pod())
+    await bind(master)
+    await api.delete(deletion("web", grace_period_seconds=0))
+    [result] = (await api.update(sent(pod("web", "", tier="x"), request_id="u"))).results
+    assert result.action == "configured"
+    assert master.store.view.get("Pod", "default", "web") is not None
 
 
 async def test_a_pod_on_a_node_goes_gracefully_and_grace_only_shrinks(master: Master, api: ClusterService) -> None:
@@ -396,6 +469,42 @@ async def test_finalizers_are_honoured(master: Master, api: ClusterService) -> N
     assert master.store.view.get("Deployment", "default", "web") is None
 
 
+class Restless:
+    """A store in which somebody changes every object just before it is deleted."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._count = store, 0
+
+    @property
+    def view(self) -> View:
+        return self._store.view
+
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> Sequence[Record | Fault | None]:
+        for change in changes:
+            if isinstance(change, Delete):
+                await self._store.write([Modify(change.key, self._touch)])
+        return await self._store.write(changes, low_priority=low_priority)
+
+    def _touch(self, obj: Object) -> bool:
+        self._count += 1
+        obj.metadata.labels["count"] = str(self._count)
+        return True
+
+    def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]:
+        return self._store.subscribe(kinds)
+
+
+async def test_an_object_that_others_change_all_the_time_can_be_deleted(master: Master, api: ClusterService) -> None:
+    await created(api, deployment())
+    writes = Writes(Restless(master.store), lambda: 1e9)
+    [result] = (await writes.delete(deletion("web", "Deployment"))).results
+    assert result.action == "deleted"
+    found = master.store.view.get("Deployment", "default", "web")
+    assert found is not None
+    assert found.metadata.HasField("deletionTimestamp"), "the collector takes it away"
+    assert not found.metadata.finalizers
+
+
 async def test_deletion_checks_what_it_is_told(api: ClusterService) -> None:
     await created(api, pod())
     [other] = (await api.delete(deletion("web", uid="another"))).results
@@ -411,6 +520,22 @@ async def test_deletion_checks_what_it_is_told(api: ClusterService) -> None:
 
 
 # ---- reads ----
+async def test_a_page_ends_before_it_is_too_large(api: ClusterService) -> None:
+    large = o.ConfigMap(apiVersion="v1", kind="ConfigMap", data={"x": "x" * 900_000})
+    for number in range(12):
+        large.metadata.name = f"c{number:02}"
+        await created(api, large, f"r{number}")
+    names: list[str] = []
+    token, pages = "", 0
+    while not pages or token:
+        page = await api.list(c.ListRequest(kind="ConfigMap", continue_token=token))
+        assert sum(len(envelope.body) for envelope in page.objects) <= PAGE_BYTES
+        names += [opened(envelope).metadata.name for envelope in page.objects]
+        token, pages = page.continue_token, pages + 1
+    assert names == [f"c{number:02}" for number in range(12)]
+    assert pages == 2
+
+
 async def test_lists_select_and_pass_stored_bytes_through(master: Master, api: ClusterService) -> None:
     await api.create(sent(pod("a", tier="x"), pod("b", tier="y"), pod("c", tier="x")))
     chosen = await api.list(c.ListRequest(kind="Pod", label_selector="tier=x"))

@@ -229,8 +229,20 @@ def test_images() -> None:
     nodes = [o.Node(), o.Node()]
     for index, node in enumerate(nodes):
         node.metadata.name = f"n{index}"
-        node.status.images.add(names=["nginx:1", "nginx:latest"][: index + 1], sizeBytes=10**6)
-    assert image_rows(nodes) == [["nginx:1", "1MB", "all 2"], ["nginx:latest", "1MB", "n1"]]
+        digest = f"sha256:{'ab' * 32}"
+        node.status.images.add(names=[*["nginx:1", "nginx:latest"][: index + 1], digest], sizeBytes=10**6)
+    assert image_rows(nodes) == [
+        ["nginx:1", "abababababab", "1MB", "all 2"],
+        ["nginx:latest", "abababababab", "1MB", "n1"],
+    ]
+
+
+def test_one_name_for_two_images_has_two_rows() -> None:
+    nodes = [o.Node(), o.Node()]
+    for index, node in enumerate(nodes):
+        node.metadata.name = f"n{index}"
+        node.status.images.add(names=["web:1", f"sha256:{index}{'0' * 63}"], sizeBytes=10**6)
+    assert [row[1][0] + row[3] for row in image_rows(nodes)] == ["0n0", "1n1"]
 
 
 def test_one_object_is_itself_and_several_are_a_list() -> None:

@@ -164,6 +164,14 @@ def test_what_was_made_in_a_namespaces_last_moment_goes_too() -> None:
     assert names(s, "ConfigMap") == []
 
 
+def test_a_new_leader_takes_away_what_a_namespace_left_behind() -> None:
+    late = config("late")
+    late.metadata.namespace = "gone"
+    s = steps(late, config("kept"))
+    s.settle()
+    assert names(s, "ConfigMap") == ["kept"]
+
+
 # ---- events ----
 def note(about: Object, reason: str, at: float, count: int = 1) -> events.Note:
     return events.Note(Said(about, "Warning", reason, f"at {at}"), "test", count, at, at)

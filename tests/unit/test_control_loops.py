@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -14,7 +15,7 @@ from shoal.master.controllers.base import Controller, Outcome, own_key, ready, s
 from shoal.master.controllers.node import SWEEP, Beats
 from shoal.master.controllers.registry import all_controllers
 from shoal.master.loop import ControllerLoop
-from shoal.master.model import Change, Create, Delete, Fault, Key, Modify, Object, Record, Unavailable, key_of
+from shoal.master.model import Change, Create, Delete, Fault, Key, Modify, Object, Record, Unavailable, View, key_of
 from shoal.master.recorder import Recorder
 from shoal.master.scheduling import SchedulingLoop
 from shoal.master.store.memory import Faults, MemoryEtcd
@@ -23,6 +24,7 @@ from shoal.master.store.watch import Subscription
 from shoal.proto.v1 import objects_pb2 as o
 from tests.control_world import World, deployment, namespace, node, pod, replicaset
 from tests.unit.store_support import Clock, leading
+from tests.virtual_loop import VirtualLoop, virtual
 
 DEADLINE_SECONDS = 20.0
 
@@ -313,6 +315,56 @@ async def test_a_controller_that_fails_is_called_again_and_stops_nobody(caplog: 
             while calls.count("bad") < 3 or "good" not in calls:
                 await asyncio.sleep(0.01)
     assert any("fragile pod default/bad" in record.message for record in caplog.records)
+
+
+def test_a_costly_object_leaves_time_for_the_others() -> None:
+    calls: dict[str, list[tuple[float, int]]] = {"big": [], "small": []}
+    world = World()
+
+    def reconcile(view: View, key: Key, now: float) -> Outcome:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        if key.name == "big":
+            loop.spend(0.02)
+        pods = [pod for pod in view.all("Pod") if pod.metadata.name == key.name]
+        calls[key.name].append((loop.time(), len(pods[0].metadata.annotations)))
+        return Outcome()
+
+    async def main() -> None:
+        now, rng = Clock(), random.Random(1)
+        loop = ControllerLoop(
+            world, [Controller("c", {"Pod": own_key}, reconcile)], Recorder(world, now, rng), now, rng
+        )
+        await world.write([Create(pod("big")), Create(pod("small"))])
+        task = asyncio.create_task(loop.run())
+        for number in range(100):
+            await world.write([Modify(Key("Pod", "default", name), annotate(number)) for name in ("big", "small")])
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        loop.poke("c", Key("Pod", "default", "big"))
+        loop.poke("c", Key("Pod", "default", "big"))
+        before = len(calls["big"])
+        await asyncio.sleep(0.03)
+        loop.poke("c", Key("Pod", "default", "big"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.021)
+        assert len(calls["big"]) == before + 2, "who pokes is not kept waiting"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    virtual(main())
+    starts = [time for time, _ in calls["big"][:-2]]
+    assert all(after - before >= 0.0999 for before, after in pairwise(starts)) and len(starts) >= 8
+    assert calls["big"][-3][1] == 100, "the last change is seen"
+    assert len(calls["small"]) >= 50 and calls["small"][-1][1] == 100
+
+
+def annotate(number: int) -> Callable[[Object], bool]:
+    def edit(found: Object) -> bool:
+        found.metadata.annotations[f"note-{number}"] = "x"
+        return True
+
+    return edit
 
 
 async def test_a_refused_change_is_tried_again_later() -> None:

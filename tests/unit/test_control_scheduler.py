@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoal.master.model import Event, Key, Object, Record, key_of
-from shoal.master.scheduler.classes import compile_class, requests_of
+from shoal.master.scheduler.classes import compile_class, load_of, requests_of
 from shoal.master.scheduler.core import Plan, Waiting, schedule
 from shoal.master.scheduler.explain import same_story
 from shoal.master.scheduler.snapshot import Snapshot
@@ -51,6 +51,31 @@ def test_replicas_of_one_owner_are_spread_over_the_nodes() -> None:
 def test_pods_without_owner_go_where_most_is_free() -> None:
     snapshot = snapshot_of(node("a", cpu="2"), node("b", cpu="4"))
     assert nodes_of(place(snapshot, pod("x", cpu="1"))) == ["b"]
+
+
+def test_pods_that_ask_for_nothing_spread() -> None:
+    snapshot = snapshot_of(*(node(f"n{i}", cpu="1", memory="4Gi") for i in range(3)))
+    bare = [pod(f"p{i}") for i in range(3)]
+    found = [nodes_of(place(snapshot, one))[0] for one in bare] + nodes_of(place(snapshot, pod("p3"), pod("p4")))
+    assert found == ["n0", "n1", "n2", "n0", "n1"]
+    assert int(snapshot.used[:3].sum()) == 0, "what is assumed for the scores takes nothing away"
+    assert snapshot.undo(bare[0].metadata.uid)
+    assert nodes_of(place(snapshot, pod("p5"))) == ["n0"]
+    assert snapshot.load.tolist() == [[200, 200, 100], [400 << 20, 400 << 20, 200 << 20]]
+
+
+def test_a_node_that_comes_later_counts_what_its_bare_pods_are_taken_to_use() -> None:
+    snapshot = snapshot_of(pod("early", node="m", phase="Running"), node("n"), node("m"))
+    assert nodes_of(place(snapshot, pod("x"))) == ["n"]
+    snapshot.apply([gone(node("n"))])
+    assert snapshot.load.tolist() == [[100], [200 << 20]]
+
+
+def test_what_a_container_does_not_say_is_assumed_for_the_scores_only() -> None:
+    one = pod("x", cpu="0")
+    one.spec.containers.add(name="second").resources.limits["memory"].text = "1Mi"
+    assert load_of(one.spec) == (100, (200 << 20) + (1 << 20))
+    assert requests_of(one.spec) == (("memory", 1 << 20), ("pods", 1))
 
 
 def test_a_resource_that_is_used_up_is_not_given_twice() -> None:

@@ -485,6 +485,31 @@ async def test_the_period_grows_with_the_number_of_nodes(bench: Bench) -> None:
     slow = Config(heartbeat_period=0.01, beats_per_second=100)
     bench.dispatcher._config = slow
     assert bench.dispatcher.period() == pytest.approx(0.4)
+    for session in list(bench.dispatcher.connected.values()):
+        session.close()
+    await until(lambda: not bench.dispatcher.connected)
+    assert bench.dispatcher.period() == pytest.approx(0.4), "they will be back"
+
+
+async def test_a_node_that_is_deleted_as_it_joins_comes_again(bench: Bench) -> None:
+    bench.store.gate = asyncio.Event()
+    stream = bench.connect(hello_of("a"))
+    await until(lambda: bool(bench.dispatcher._joining))
+    assert "a" in bench.dispatcher.last_seen, "else it could be judged silent before its session begins"
+    bench.store.after = [Delete(Key("Node", "", "a"))]
+    bench.store.gate.set()
+    reject = (await stream.hear_only("reject")).reject
+    assert reject.reason == "Busy"
+    assert reject.retry_after_ms
+
+
+async def test_of_a_removed_node_nothing_is_remembered(bench: Bench) -> None:
+    await bench.join("a")
+    assert "a" in bench.dispatcher.last_seen
+    await bench.store.write([Delete(Key("Node", "", "a"))])
+    await until(lambda: not bench.dispatcher.connected)
+    assert "a" not in bench.dispatcher.last_seen
+    assert len(bench.dispatcher.table) == 0
 
 
 async def test_without_a_valid_lease_sessions_stay_but_nothing_is_assigned(bench: Bench) -> None:

@@ -23,13 +23,18 @@ from shoal.master.dispatcher import assignments, nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.tunnels import PER_NODE, Tunnels
 from shoal.master.http_server import targets
-from shoal.master.logs import Json, Logfmt
 from shoal.master.metrics import Meters, StateCollector
-from shoal.master.model import Conflict, Create, Key, Unavailable
+from shoal.master.model import Change, Conflict, Create, Key, Unavailable
+from shoal.master.recorder import EXPIRED_AT_ONCE, Recorder
+from shoal.master.store import keys
+from shoal.master.store.memory import Memory, MemoryEtcd
+from shoal.master.store.port import Put
+from shoal.master.store.space import Compactor
+from shoal.proto.logs import Json, Logfmt
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
-from tests.masterkit import MemoryStore
+from tests.masterkit import MemoryStore, memory_master, until
 
 
 # ---- admission of sessions ----
@@ -124,6 +129,77 @@ async def test_a_node_serves_a_bounded_number_of_tunnels() -> None:
     assert all(isinstance(result, Unavailable) for result in results)
     with pytest.raises(Unavailable, match="did not answer"):
         await tunnels.open("n", s.Open(), lambda _: None)
+
+
+class TunnelCall:
+    """An agent's end of a tunnel that says hello and waits."""
+
+    def __init__(self, number: str) -> None:
+        self.closed = asyncio.Event()
+        self._hello = [s.TunnelFrame(hello=s.TunnelHello(id=number))]
+
+    async def send(self, frame: s.TunnelFrame) -> None:
+        raise AssertionError(f"nothing is to be sent: {frame}")
+
+    async def receive(self) -> s.TunnelFrame | None:
+        return self._hello.pop() if self._hello else None
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+async def test_a_tunnel_that_comes_as_its_caller_gives_up_is_ended() -> None:
+    tunnels, asked = Tunnels(random.Random(1), patience=5), list[s.Open]()
+    caller = asyncio.ensure_future(tunnels.open("n", s.Open(), asked.append))
+    await asyncio.sleep(0)
+    call = TunnelCall(asked[0].id)
+    serving = asyncio.ensure_future(tunnels.accept(call, "n"))
+    await asyncio.sleep(0)  # the answer is there, the caller has not looked yet
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    async with asyncio.timeout(5):
+        await serving
+    assert call.closed.is_set()
+    assert not tunnels._count
+
+
+# ---- events ----
+async def test_any_number_of_events_expires_in_bounded_writes() -> None:
+    store = MemoryStore()
+    changes: list[Change] = []
+    for number in range(2500):
+        event = o.Event(apiVersion="v1", kind="Event")
+        event.metadata.name, event.metadata.namespace, event.metadata.uid = f"e{number}", "default", f"uid-{number}"
+        event.lastTimestamp.seconds = 1000
+        changes.append(Create(event))
+    await store.write(changes)
+    store.writes.clear()
+    recorder = Recorder(store, lambda: 10_000.0, random.Random(1))
+    running = asyncio.ensure_future(recorder.run())
+    await until(lambda: not list(store.view.all("Event")))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert max(map(len, store.writes)) <= EXPIRED_AT_ONCE
+
+
+# ---- a master that stood still ----
+async def test_after_standing_still_nobody_is_judged_by_silence() -> None:
+    async with memory_master() as master:
+        term = master._term
+        assert term is not None
+        before = term._beats().judging_since
+        term._awake -= 100.0
+        assert term._beats().judging_since > before
+
+
+# ---- compaction ----
+async def test_compaction_goes_on_after_an_answer_that_makes_no_sense() -> None:
+    server = MemoryEtcd()
+    port = Memory(server)
+    await port.txn((), (Put(keys.COMMIT, b"\xff\xff"),))
+    compactor = Compactor(port, lambda: 1e9)
+    await compactor._quietly(compactor.compact())
+    assert compactor.compacted == 0
 
 
 # ---- who may what ----

@@ -50,6 +50,9 @@ async def test_while_gone_containers_go_on_and_their_end_is_told_later() -> None
     node.runtime.gone = True
     with pytest.raises(RuntimeGone):
         await node.runtime.list()
+    assert isinstance(await anext(events), Started)
+    with pytest.raises(RuntimeGone):
+        await anext(events)
     node.runtime.crash(ID, 7)
     node.runtime.come_back()
     assert (await until_exit(events, ID)).code == 7

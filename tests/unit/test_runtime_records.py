@@ -57,6 +57,21 @@ def test_wait_statuses(status: int, kills: int, expected: tuple[int, int, bool])
     assert (record["code"], record["signal"], record["oom"]) == expected
 
 
+def test_the_sweeper_deletes_however_deep_a_container_nested(tmp_path: Path) -> None:
+    top = tmp_path / "pods/uid/work/main-0"
+    top.mkdir(parents=True)
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(1200):  # beyond Python's recursion limit
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    records.discard(str(tmp_path), str(top), "uid.main-0")
+    assert records.sweep(str(tmp_path)) == 0
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
 def test_runs_are_listed_in_order(tmp_path: Path) -> None:
     for attempt in (10, 2, 0):
         folder = records.run_folder(str(tmp_path), "pod", "main", attempt)
@@ -102,7 +117,10 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
         (json.dumps({"run": "/r", "data": "/d"}), "'cgroup_root' is missing"),
         (json.dumps({**GOOD, "run": "relative"}), "run: 'relative' is not an absolute path"),
         (json.dumps({**GOOD, "cgroup_root": "shoal/../x"}), "cgroup_root"),
-        (json.dumps({**GOOD, "cgroup_root": "system.slice"}), "must be a relative path that begins with 'shoal'"),
+        (
+            json.dumps({**GOOD, "cgroup_root": "system.slice"}),
+            "must be a relative path with a part that begins with 'shoal'",
+        ),
     ],
 )
 def test_bad_settings_name_the_field(tmp_path: Path, content: str, message: str) -> None:

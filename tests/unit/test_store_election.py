@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
+import pytest
+from prometheus_client import CollectorRegistry
+
+from shoal.master.core import Master, Settings
 from shoal.master.election import LEASE_TTL_S, Election, Leadership, TaskRenewer, ensure_incarnation
+from shoal.master.metrics import Meters
+from shoal.master.model import NoSpace
 from shoal.master.store import keys
 from shoal.master.store.memory import Memory, MemoryEtcd
+from shoal.master.store.port import Put
 from tests.virtual_loop import virtual
 
 
@@ -161,5 +169,32 @@ def test_the_incarnation_is_made_once() -> None:
         made = await asyncio.gather(*(ensure_incarnation(port, lambda: next(names)) for port in ports))
         assert len(set(made)) == 1
         assert await ensure_incarnation(ports[1], lambda: "later") == made[0]
+
+    virtual(main())
+
+
+def test_a_full_etcd_is_given_room_when_nobody_leads() -> None:
+    """Without a lease there is no leader, and without a leader nobody compacts."""
+
+    async def main() -> None:
+        server = MemoryEtcd(quota_bytes=4_000)
+        port = Memory(server)
+        with pytest.raises(NoSpace):
+            for _ in range(100):
+                await port.txn((), (Put(b"/shoal/x", b"x" * 500),))
+        meters = Meters(CollectorRegistry())
+        clock = asyncio.get_running_loop().time
+        settings = Settings("m", "m:1", loops=False)
+        master = Master(settings, port, TaskRenewer(port, clock), clock, clock, random.Random(1), meters)
+        master._incarnation = "there already"
+        running = asyncio.create_task(master.run())
+        async with asyncio.timeout(120):
+            while master.leading() is None:
+                await asyncio.sleep(1)
+        assert not (await port.status()).no_space
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await master.close()
+        server.close()
 
     virtual(main())

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
 
-from shoal.master.model import Change, Create, Delete, Event, Expired, Invalid, Modify, NotLeader, Object
+from shoal.master.model import (
+    Change,
+    Create,
+    Delete,
+    Event,
+    Expired,
+    Invalid,
+    Modify,
+    NotLeader,
+    Object,
+    Record,
+    Unavailable,
+)
 from shoal.master.store import keys
 from shoal.master.store.memory import Memory, MemoryEtcd
 from shoal.master.store.port import Put
+from shoal.master.store.port import WatchBatch as PortBatch
 from shoal.master.store.store import Store
-from shoal.master.store.watch import BOOKMARK_PERIOD_S, WatchBatch
+from shoal.master.store.watch import BOOKMARK_PERIOD_S, WatchBatch, Window
 from shoal.proto.v1 import objects_pb2 as o
 from tests.unit.store_support import Clock, label, leading, pod, pod_key, record_of, take_leadership
 from tests.virtual_loop import virtual
@@ -117,6 +131,14 @@ def test_bookmarks_come_when_nothing_else_does() -> None:
                 assert loop.time() - before == pytest.approx(BOOKMARK_PERIOD_S)
 
     virtual(main())
+
+
+def test_the_window_is_bounded_by_what_was_deleted_too() -> None:
+    window = Window(limit=1000, limit_bytes=10_000)
+    for revision in range(2, 102):
+        old = Record(pod_key("p"), pod("p"), b"x" * 500, revision - 1, 1)
+        window.append(revision, [Event(old.key, revision, old, None)])
+    assert 70 <= window.floor <= 90
 
 
 def test_a_watcher_of_a_quiet_kind_is_not_left_behind() -> None:
@@ -393,6 +415,40 @@ def test_a_master_changes_roles_and_its_subscriptions_live_on() -> None:
         for store in stores:
             await store.close()
         server.close()
+
+    virtual(main())
+
+
+class CutOffMember(Memory):
+    """A member of etcd that the others have left behind: it takes watches and tells nothing."""
+
+    silent = False
+
+    async def watch(self, start: bytes, end: bytes, from_revision: int) -> AsyncGenerator[PortBatch]:
+        if self.silent:
+            await asyncio.Event().wait()
+        async with aclosing(super().watch(start, end, from_revision)) as batches:
+            async for batch in batches:
+                yield batch
+
+
+def test_a_leader_whose_etcd_falls_silent_gives_up_instead_of_waiting_for_ever() -> None:
+    async def main() -> None:
+        server = MemoryEtcd()
+        port = CutOffMember(server)
+        store = Store(port, Clock())
+        await store.follow()
+        async with leading(server) as (other, _, _):
+            port.silent = True
+            port.cut_watches()
+            await other.write([Create(pod("news"))])
+            leadership = await take_leadership(Memory(server))
+            with pytest.raises(Unavailable):
+                await store.open(leadership)
+            port.silent = False
+            await store.open(leadership)
+            assert store.view.record(pod_key("news"))
+            await store.close()
 
     virtual(main())
 

@@ -16,6 +16,9 @@ class Logfmt(logging.Formatter):
         return " ".join(f"{name}={_quoted(value)}" for name, value in fields.items())
 
 
+FORMATS = ("logfmt", "json")
+
+
 class Json(logging.Formatter):
     """The same fields as one JSON object."""
 
@@ -41,8 +44,8 @@ def _quoted(value: str) -> str:
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-def set_up(kind: str, level: int = logging.INFO) -> None:
-    """Everything of this process goes to stderr."""
+def set_up(kind: str, level: int | str = logging.INFO) -> None:
+    """Everything of this process goes to stderr, as "logfmt" or "json"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if kind == "json" else Logfmt())
     logging.basicConfig(level=level, handlers=[handler], force=True)
