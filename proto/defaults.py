@@ -58,7 +58,7 @@ def _pod_spec(spec: o.PodSpec) -> None:
 def _requests(resources: o.ResourceRequirements) -> None:
     """A pod asks for what it is limited to. (Not so in templates: a later change of the limit must move both.)"""
     for name, limit in resources.limits.items():
-        if name not in resources.requests:
+        if limit.text and name not in resources.requests:  # a limit that could not be read has no text
             resources.requests[name].CopyFrom(limit)
 
 

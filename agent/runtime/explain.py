@@ -87,5 +87,8 @@ def _explain_execute(job: init.Job, detail: int, number: int) -> LaunchError:
         where = "" if "/" in command else " in any folder of PATH (" + os.fsdecode(b":".join(job.path)) + ")"
         text = f"{command}: command not found in the image{where}; check command and args"
         return LaunchError("ContainerCannotRun", text, COMMAND_NOT_FOUND)
-    why = "no known program format (a script needs a #! line)" if number == errno.ENOEXEC else os.strerror(number)
+    why = {
+        errno.ENOEXEC: "no known program format (a script needs a #! line)",
+        errno.EACCES: "Permission denied; it must be executable, and so must the interpreter in a script's first line",
+    }.get(number, os.strerror(number))
     return LaunchError("ContainerCannotRun", f"{command}: cannot be executed: {why}", COMMAND_NOT_EXECUTABLE)

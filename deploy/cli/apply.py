@@ -41,8 +41,10 @@ def command(
     """Make the cluster hold what manifests say. Nothing is applied when any of them has an error."""
     objects = read_objects(session, names, recursive, skip_unsupported)
     if not objects:
-        print("nothing to apply", file=sys.stderr)
-        return OK
+        if skip_unsupported:
+            print("nothing to apply", file=sys.stderr)
+            return OK
+        raise CommandError(f"{', '.join('<stdin>' if name == '-' else name for name in names)}: holds no objects")
     objects.sort(key=lambda obj: ORDER.get(obj.kind, 3))
     applied: list[Object] = []
     failed = 0

@@ -94,7 +94,9 @@ class _Printer:
         sys.stdout.flush()
 
     def _is_new(self, event: Any) -> bool:
-        key = (event.metadata.namespace, event.metadata.name, (event.metadata.name and "") or event.message)
+        # What is derived from a pod's status has no name: the object and the text stand for it.
+        about = event.metadata.name or f"{event.involvedObject.name}/{event.reason}/{event.message}"
+        key = (event.metadata.namespace, event.involvedObject.kind, about)
         version = event.metadata.resourceVersion or str(event.lastTimestamp.seconds)
         known = self._seen.get(key)
         self._seen[key] = version

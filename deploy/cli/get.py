@@ -43,6 +43,11 @@ def command(session: Session, what: tuple[str, ...], **options: Any) -> int:
             raise CommandError("names and selectors exclude each other", USAGE)
         if session.all_namespaces:
             raise CommandError("an object cannot be found by name across all namespaces: use -n", USAGE)
+    if options["sort_by"]:
+        from shoal.deploy.cli.printers.whole import check_path
+
+        for item in asked:
+            check_path(item.kind, options["sort_by"])
     from shoal.deploy.cli.listing import Listing
 
     listing = Listing(session, options)

@@ -7,6 +7,7 @@ on the code of the command that it ran.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -32,11 +33,33 @@ VERBS = {
     "version": "Show the versions of the command and the cluster.",
     "completion": "Print the completion script for a shell.",
 }
+NO_CLUSTER = ("up", "down", "config", "completion")  # verbs that ask no cluster
+UNWIND_SECONDS = 1.0  # for an interrupted verb to clean up
 EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain. `exec` passes on its command's."
 
 
 class ReaderGone(Exception):
     """Whoever read our output has enough (`| head`). click would end with 1 on the OSError itself."""
+
+
+def _plain_flags(command: click.Command, arguments: list[str]) -> list[str]:
+    """kubectl's --wait=false and --wait=true as click has them: --no-wait, and --wait or nothing."""
+    flags = {name: option for option in command.params if _is_flag(option) for name in option.opts}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    plain: list[str] = []
+    for argument in arguments[:end]:
+        name, _, value = argument.partition("=")
+        if name not in flags or value not in ("true", "false"):
+            plain.append(argument)
+        elif value == "true":
+            plain.append(name)
+        else:
+            plain += flags[name].secondary_opts[:1]  # what is off by itself needs no word
+    return plain + arguments[end:]
+
+
+def _is_flag(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and parameter.is_flag
 
 
 class Verbs(click.Group):
@@ -68,7 +91,8 @@ class Verbs(click.Group):
             meant = nearest(args[0], VERBS)
             advice = f"did you mean '{meant}'?" if meant else "see shoal --help"
             raise click.UsageError(f"no verb is called '{args[0]}': {advice}", ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, _plain_flags(command, rest) if command is not None else rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):  # from the table: the verbs themselves stay unimported
@@ -77,8 +101,13 @@ class Verbs(click.Group):
 
 @click.version_option(__version__, prog_name="shoal", message="%(prog)s %(version)s")
 @click.group(cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
+@click.option("--context", "context_name", metavar="NAME", help="The cluster, for any verb that asks one.")
+@click.option("-n", "--namespace", metavar="NAME", help="The namespace, likewise.")
+@click.pass_context
+def cli(ctx: click.Context, context_name: str | None, namespace: str | None) -> None:
     """Shoal: a multi-node cluster scheduler."""
+    if (context_name or namespace) and ctx.invoked_subcommand in NO_CLUSTER:
+        raise click.UsageError(f"'{ctx.invoked_subcommand}' takes neither --context nor -n before it", ctx)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -115,8 +144,18 @@ def _say(text: str) -> None:
         pass
 
 
+def _interrupted(_number: int, _frame: object) -> None:
+    """Ctrl-C. Raised inside one of grpc's callbacks KeyboardInterrupt is lost: then the alarm ends us."""
+    signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(INTERRUPTED))
+    signal.setitimer(signal.ITIMER_REAL, UNWIND_SECONDS)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The entry point of the `shoal` program."""
+    changing_this_machine = sys.argv[1:2] in (["up"], ["down"])  # they take the time that they need to unwind
+    if not changing_this_machine and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     sys.exit(run())
 
 

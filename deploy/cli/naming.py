@@ -28,6 +28,20 @@ SHORT: Mapping[str, str] = {
     "cm": "ConfigMap",
     "ev": "Event",
 }
+# The same for kinds that are not supported, so that they are refused by their name.
+_OTHER_SHORT: Mapping[str, str] = {
+    "svc": "Service",
+    "ds": "DaemonSet",
+    "sts": "StatefulSet",
+    "cj": "CronJob",
+    "ing": "Ingress",
+    "pv": "PersistentVolume",
+    "pvc": "PersistentVolumeClaim",
+    "sa": "ServiceAccount",
+    "hpa": "HorizontalPodAutoscaler",
+    "pdb": "PodDisruptionBudget",
+    "netpol": "NetworkPolicy",
+}
 ALL = ("Pod", "Deployment", "ReplicaSet")  # what `get all` means
 GROUPS = ("apps", "v1")  # deployments.apps, deployments.v1.apps
 _NAMES: dict[str, str] = (
@@ -48,7 +62,7 @@ def kind_of(word: str) -> str:
     base = word.lower().split(".")[0]
     if base in _NAMES:
         return _NAMES[base]
-    others = {kind.lower(): kind for kind in known.OTHER_KINDS}
+    others = {kind.lower(): kind for kind in known.OTHER_KINDS} | dict(_OTHER_SHORT)
     singular = base[:-1] if base.endswith("s") else base
     for candidate in (base, singular):
         if candidate in others:
@@ -72,6 +86,9 @@ def wanted(arguments: Sequence[str]) -> list[Wanted]:
     """kubectl's forms: KIND[,KIND] | KIND NAME... | KIND/NAME... Raises CommandError (usage)."""
     if not arguments:
         raise CommandError(f"say what: one of {', '.join(PLURALS.values())}", USAGE)
+    if "/" not in arguments[0] and any("/" in argument for argument in arguments[1:]):
+        wrong = next(argument for argument in arguments[1:] if "/" in argument)
+        raise CommandError(f'"{wrong}" is not a name: after a kind come names without "/"', USAGE)
     if any("/" in argument for argument in arguments):
         return [_slashed(argument) for argument in arguments]
     kinds, names = kinds_of(arguments[0]), tuple(dict.fromkeys(arguments[1:]))

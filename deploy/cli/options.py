@@ -58,8 +58,13 @@ def with_session(verb: F) -> F:
     """Gives the verb --context and -n, as its first argument `session`."""
 
     def run(context_name: str | None, namespace: str | None, all_namespaces: bool = False, **rest: Any) -> Any:
+        given = click.get_current_context().find_root().params  # kubectl takes them before the verb too
+        context_name = context_name or given.get("context_name")
+        namespace = namespace if namespace is not None else given.get("namespace")
         if namespace is not None and all_namespaces:
             raise CommandError("-n and -A exclude each other", USAGE)
+        if namespace is not None:
+            _check_namespace(namespace)
         session = Session(context_name, namespace, all_namespaces)
         try:
             return verb(session, **rest)
@@ -73,6 +78,14 @@ def with_session(verb: F) -> F:
     run = click.option("-n", "--namespace", metavar="NAME", help="The namespace (else the context's).")(run)
     context = click.option("--context", "context_name", metavar="NAME", help="The cluster (else the current one).")
     return context(run)  # type: ignore[return-value]
+
+
+def _check_namespace(name: str) -> None:
+    from shoal.proto.names import not_dns_label
+
+    wrong = not_dns_label(name)
+    if wrong is not None:
+        raise CommandError(f"the namespace {wrong}", USAGE)
 
 
 all_namespaces_option = click.option("-A", "--all-namespaces", is_flag=True, help="In every namespace.")

@@ -16,7 +16,7 @@ from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.validation import validate, validate_update
 
 OBJECTS = 100  # in one request
-OBJECT_BYTES = 1 << 20  # a group of the store's holds no more
+OBJECT_BYTES = (1 << 20) + (320 << 10)  # 1 MiB of data, 256 KiB of annotations, and the rest; etcd takes 1.5 MiB
 REQUEST_ID_CHARACTERS = 128
 DEFAULT_NAMESPACE = "default"
 SYSTEM_NAMESPACE = "shoal-system"
