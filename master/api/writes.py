@@ -338,9 +338,14 @@ def _manifest(message: Object) -> str:
     kept.metadata.annotations.pop(LAST_APPLIED, None)
     for name in ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"):
         kept.metadata.ClearField(name)
+    if isinstance(kept, o.ConfigMap):
+        for key in kept.data:
+            kept.data[key] = ""  # the names are enough to know what to remove; else a large one would be stored twice
+        for key in kept.binaryData:
+            kept.binaryData[key] = b""
     if isinstance(kept, o.Secret):
         for key in kept.data:
-            kept.data[key] = b""  # the names are enough to know what to remove; values do not belong in annotations
+            kept.data[key] = b""  # likewise; and values of secrets do not belong in annotations
         for key in kept.stringData:
             kept.stringData[key] = ""
     return json.dumps(to_tree(kept), separators=(",", ":"), ensure_ascii=False)

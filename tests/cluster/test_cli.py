@@ -101,7 +101,9 @@ def test_apply_get_delete(shoal: Shoal) -> None:
 
 def test_what_get_prints_can_be_applied_again(shoal: Shoal) -> None:
     shoal("apply", "-f", str(GUESTBOOK))
-    printed = shoal("get", "deploy", "web", "-o", "yaml")
+    previous, printed = "", shoal("get", "deploy", "web", "-o", "yaml")
+    while printed != previous or "observedGeneration" not in printed:  # its resourceVersion counts: let it settle
+        previous, printed = printed, shoal("get", "deploy", "web", "-o", "yaml")
     assert shoal("apply", "-f", shoal.file(printed)) in ("deployment/web unchanged\n", "deployment/web configured\n")
 
 
