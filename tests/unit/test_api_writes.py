@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 import pytest
 import pytest_asyncio
 
+from shoal.master.api.admission import OBJECT_BYTES
 from shoal.master.api.faults import Invalid
 from shoal.master.api.service import ClusterService
 from shoal.master.api.writes import Writes
@@ -140,7 +141,7 @@ async def test_a_malformed_request_fails_as_a_whole(api: ClusterService, request
         (c.Object(kind="Gadget"), "Invalid", "no kind 'Gadget'"),
         (c.Object(kind="Pod", body=b"\xff\xff"), "Invalid", "no Pod message"),
         (c.Object(kind="Pod", body=deployment().SerializeToString()), "Invalid", "the envelope says Pod"),
-        (c.Object(kind="Pod", body=b"x" * ((1 << 20) + 1)), "TooLarge", "at most 1048576"),
+        (c.Object(kind="Pod", body=b"x" * (OBJECT_BYTES + 1)), "TooLarge", f"at most {OBJECT_BYTES}"),
     ],
 )
 async def test_a_bad_envelope_is_refused(api: ClusterService, envelope: c.Object, reason: str, words: str) -> None:
