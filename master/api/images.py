@@ -7,6 +7,7 @@ so is one that fails: the others go on.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from shoal.master.api.faults import Invalid
@@ -19,6 +20,7 @@ from shoal.proto.v1 import session_pb2 as s
 
 FRAMES_AHEAD = 16  # per node: 1 MiB
 STALL_SECONDS = 60.0
+POD_UID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 LINES_AHEAD = 1000  # of progress, that the client has not taken yet
 
 
@@ -112,7 +114,13 @@ class Images:
             raise Invalid("which image? Name it as `shoal image ls` shows it")
         chosen = self._choose(request.nodes)
         async for line in self._each(chosen, s.Open(image_remove=s.ImageRemoveOpen(name=request.name)), None):
+            line.error = POD_UID.sub(self._named, line.error)
             yield line
+
+    def _named(self, match: re.Match[str]) -> str:
+        """A node knows its pods by uid; people know them by name."""
+        found = self._view.by_uid(match[0])
+        return f"pod {found.metadata.namespace}/{found.metadata.name}" if isinstance(found, o.Pod) else match[0]
 
     def _choose(self, wanted: Sequence[str]) -> list[str]:
         """The named nodes, or every ready one. Raises Invalid."""

@@ -94,6 +94,8 @@ def reconcile(view: View, _key: Key, now: float, beats: Beats) -> Outcome:
         before = condition(node.status.conditions, "Ready")
         if before is None or (before.status, before.reason) != (verdict.status, verdict.reason):
             words.append(f"{node.metadata.name} is {describe(verdict)}")
+            if before is None and verdict.status != "True":
+                continue  # it is joining: the log's line is enough
             grave = "Normal" if verdict.status == "True" else "Warning"
             outcome.said.append(Said(node, grave, verdict.reason, f"Node {words[-1]}"))
     if words:
