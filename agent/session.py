@@ -131,7 +131,8 @@ class Session:
             self._tell(target, ended)
             hints = hints + 1 if ended.leader and ended.leader != target else 0
             address = ended.leader if 0 < hints <= MAX_HINTS else ""
-            if not address or ended.retry_after:
+            untried = turn % len(self._config.masters) and not (ended.welcomed or ended.refused)
+            if ended.retry_after or not (address or untried):  # a pause comes when every master has been asked
                 await asyncio.sleep(self._pause(failures, ended))
 
     def _pause(self, failures: int, ended: Ended) -> float:

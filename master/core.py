@@ -41,6 +41,7 @@ log = logging.getLogger("shoal.master")
 RETRY_SECONDS = 0.5
 WATCH_LEASE_SECONDS = 0.5
 BLIND_SECONDS = 2.0  # a loop that stood still for longer has heard nobody meanwhile
+RECONNECT_SECONDS = 6.0  # an agent's longest pause before it asks all masters again (5 s), and the asking
 NODE_CONTROLLER = "node"
 
 
@@ -257,7 +258,8 @@ class Term:
         self._loops = master.settings.loops
         self._clock = asyncio.get_running_loop().time
         nodes = sum(1 for _ in master.store.view.all("Node"))
-        self._judging_since = self._clock() + nodes / config.admissions_per_second  # all have had time to come back
+        back = RECONNECT_SECONDS + nodes / config.admissions_per_second  # all have had time to come back
+        self._judging_since = self._clock() + back
         self._awake = self._clock()
 
     def size(self) -> int:

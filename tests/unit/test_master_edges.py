@@ -187,6 +187,7 @@ async def test_after_standing_still_nobody_is_judged_by_silence() -> None:
     async with memory_master() as master:
         term = master._term
         assert term is not None
+        term._judging_since -= 100.0  # the agents' time to come back to a new leader is long over
         before = term._beats().judging_since
         term._awake -= 100.0
         assert term._beats().judging_since > before
