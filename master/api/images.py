@@ -20,7 +20,7 @@ from shoal.proto.v1 import session_pb2 as s
 
 FRAMES_AHEAD = 16  # per node: 1 MiB
 STALL_SECONDS = 60.0
-POD_UID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+POD_UID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b(?:/[a-z0-9-]+)?")  # and its container
 LINES_AHEAD = 1000  # of progress, that the client has not taken yet
 
 
@@ -119,7 +119,7 @@ class Images:
 
     def _named(self, match: re.Match[str]) -> str:
         """A node knows its pods by uid; people know them by name."""
-        found = self._view.by_uid(match[0])
+        found = self._view.by_uid(match[0].partition("/")[0])
         return f"pod {found.metadata.namespace}/{found.metadata.name}" if isinstance(found, o.Pod) else match[0]
 
     def _choose(self, wanted: Sequence[str]) -> list[str]:
