@@ -247,9 +247,9 @@ def _privileges(job: Job) -> None:
 
 def _execute(job: Job) -> None:
     """Tries the command, or each folder of PATH; only execve itself looks for the file."""
-    for number in signal.valid_signals():
+    for number in range(1, signal.NSIG):
         if number not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(number, signal.SIG_DFL)
+            syscalls.default_signal(number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.write(job.report, READY)
     command = job.argv[0]

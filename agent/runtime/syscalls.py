@@ -22,6 +22,7 @@ _X86_64 = {
     "mount": 165,
     "umount2": 166,
     "sethostname": 170,
+    "rt_sigaction": 13,
     "keyctl": 250,
     "unshare": 272,
     "setns": 308,
@@ -38,6 +39,7 @@ _GENERIC = {
     "capget": 90,
     "capset": 91,
     "unshare": 97,
+    "rt_sigaction": 134,
     "sethostname": 161,
     "prctl": 167,
     "keyctl": 219,
@@ -57,6 +59,8 @@ _COMMON = {
     "openat2": 437,
     "mount_setattr": 442,
 }
+KERNEL_SIGSET_BYTES = 8
+_DEFAULT_ACTION = b"\0" * 32  # struct kernel_sigaction: handler, flags, restorer, mask
 MACHINE = os.uname().machine
 _NUMBERS = {**(_X86_64 if MACHINE == "x86_64" else _GENERIC), **_COMMON}
 
@@ -237,6 +241,12 @@ def clone3(flags: int, *, cgroup: int = -1, exit_signal: int = 17) -> tuple[int,
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "clone3")
     return pid, -1 if pid == 0 else pidfd.value
+
+
+def default_signal(number: int) -> None:
+    """rt_sigaction(2) to SIG_DFL, past libc: it hides its own two signals, and leaves them ignored in what
+    posix_spawn(3) starts."""
+    _call("rt_sigaction", number, _DEFAULT_ACTION, None, KERNEL_SIGSET_BYTES)
 
 
 def close_range(first: int, last: int = 0x7FFFFFFF) -> None:

@@ -192,7 +192,7 @@ async def test_a_full_disk_under_the_records_loses_no_exit_code(tmp_path: Path, 
             exit = (await ended(client, state.id)).exit
             assert exit is not None
             assert exit.code == 7
-            with pytest.raises(RuntimeFault, match="No space left"):
+            with pytest.raises(RuntimeFault, match="the node's disk is full"):
                 await client.start(world.spec(state.id.pod_uid, "true", attempt=1))
             assert world.supervisor_pid(state.id.pod_uid) == supervisor
             filler.unlink()
