@@ -285,7 +285,7 @@ class SchedulingLoop:
             elif isinstance(result, Fault):
                 self._back_off(refusal.waiting.uid)  # the reason was not written: looked at, and told, again
         if bound or news:
-            log.info("scheduler: bound %d pods, %d wait for a reason that is new", bound, len(news))
+            log.info("scheduler: %s", sentence(bound, [refusal.explanation.message for refusal in news]))
 
     def _is_news(self, refusal: Refusal) -> bool:
         pod = self.store.view.get(*refusal.waiting.key)
@@ -390,3 +390,11 @@ def told(pod: o.Pod, message: str) -> bool:
         if condition.type == "PodScheduled":
             return condition.status == "False" and same_story(condition.message, message)
     return False
+
+
+def sentence(bound: int, waiting: Sequence[str]) -> str:
+    """One cycle for the log: what was bound, how many wait anew, and why the first of them does."""
+    parts = [f"bound {bound} {'pod' if bound == 1 else 'pods'}"] if bound else []
+    if waiting:
+        parts.append(f"{len(waiting)} {'pod waits' if len(waiting) == 1 else 'pods wait'} ({waiting[0]})")
+    return ", ".join(parts)

@@ -9,6 +9,7 @@ from shoal.master.scheduler.classes import compile_class, load_of, requests_of
 from shoal.master.scheduler.core import Plan, Waiting, schedule
 from shoal.master.scheduler.explain import same_story
 from shoal.master.scheduler.snapshot import Snapshot
+from shoal.master.scheduling import sentence
 from shoal.proto.v1 import objects_pb2 as o
 from tests.control_world import node, pod, replicaset
 
@@ -217,3 +218,11 @@ def test_a_message_with_other_counts_tells_the_same_story() -> None:
     )
     assert not same_story(first, "0/12 nodes are available: 12 Insufficient cpu (short of 250m at best).")
     assert not same_story("", first)
+
+
+def test_a_cycle_is_told_in_a_sentence() -> None:
+    assert sentence(1, []) == "bound 1 pod"
+    assert sentence(3, ["0/2 nodes are available: 2 not ready."]) == (
+        "bound 3 pods, 1 pod waits (0/2 nodes are available: 2 not ready.)"
+    )
+    assert sentence(0, ["a", "b"]) == "2 pods wait (a)"
