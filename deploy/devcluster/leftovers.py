@@ -16,6 +16,7 @@ from pathlib import Path
 from shoal.deploy.devcluster.plan import link_hash
 
 MARK = "SHOAL_TEST_RUN"  # in the environment of every process that a test starts
+NAMED = "/run/netns"
 SETTLE_SECONDS = 10.0  # processes and namespaces go a moment after their last user
 
 
@@ -60,7 +61,9 @@ def _processes() -> Iterator[str]:
 
 def _mounts() -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        yield " ".join(line.split(" ")[3:5])
+        root, point = line.split(" ")[3:5]
+        if point != NAMED:  # ip-netns(8) mounts its folder onto itself at its first use, and leaves it so
+            yield f"{root} {point}"
 
 
 def _cgroups() -> Iterator[str]:
@@ -83,7 +86,7 @@ def _tables() -> Iterator[str]:
 
 def listing() -> Listing:
     """What is on the machine now, of the kinds that Shoal makes."""
-    named = Path("/run/netns")
+    named = Path(NAMED)
     return Listing(
         processes=frozenset(_processes()),
         mounts=frozenset(_mounts()),
