@@ -9,20 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
+from shoal.proto.kinds import CLASSES
+from shoal.proto.kinds import Object as Object
 from shoal.proto.v1 import objects_pb2 as o
 
-Object: TypeAlias = o.Namespace | o.Node | o.Pod | o.ReplicaSet | o.Deployment | o.ConfigMap | o.Secret | o.Event
-
-KINDS: Mapping[str, type[Object]] = {
-    "Namespace": o.Namespace,
-    "Node": o.Node,
-    "Pod": o.Pod,
-    "ReplicaSet": o.ReplicaSet,
-    "Deployment": o.Deployment,
-    "ConfigMap": o.ConfigMap,
-    "Secret": o.Secret,
-    "Event": o.Event,
-}
+KINDS: Mapping[str, type[Object]] = CLASSES
 CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
 
 

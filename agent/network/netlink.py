@@ -165,9 +165,6 @@ class Netlink:
     def set_up(self, index: int) -> None:
         self._ask(RTM_NEWLINK, NLM_F_ACK, _ifinfo(index, IFF_UP, IFF_UP), f"set link {index} up")
 
-    def set_down(self, index: int) -> None:
-        self._ask(RTM_NEWLINK, NLM_F_ACK, _ifinfo(index, 0, IFF_UP), f"set link {index} down")
-
     def set_mtu(self, index: int, mtu: int) -> None:
         self._ask(RTM_NEWLINK, NLM_F_ACK, _ifinfo(index) + _number(IFLA_MTU, mtu), f"set mtu of link {index}")
 

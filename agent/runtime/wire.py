@@ -256,9 +256,6 @@ class Poller:
     def cancel(self, key: object) -> None:
         self._timers.pop(key, None)
 
-    def has_timer(self, key: object) -> bool:
-        return key in self._timers
-
     def run(self) -> None:
         """Runs until `running` is False."""
         while self.running:

@@ -12,7 +12,6 @@ from shoal.master.controllers.base import (
     Outcome,
     Said,
     condition,
-    count,
     instant,
     seconds,
     set_condition,
@@ -180,10 +179,3 @@ def pronounce(node: o.Node, verdict: Verdict, now: float) -> Change:
         return changed
 
     return Modify(key_of(node), edit, uid=node.metadata.uid)
-
-
-def status_line(nodes: Iterable[o.Node]) -> str:
-    """ "12 nodes, 11 ready": for people."""
-    states = [condition(node.status.conditions, "Ready") for node in nodes]
-    good = sum(found is not None and found.status == "True" for found in states)
-    return f"{count(len(states), 'node')}, {good} ready"

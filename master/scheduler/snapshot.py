@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.master.model import Event
-from shoal.master.scheduler.classes import BASE_RESOURCES, PODS, amounts, load_of, owner_of, requests_of
+from shoal.master.scheduler.classes import BASE_RESOURCES, amounts, load_of, owner_of, requests_of
 from shoal.proto.v1 import objects_pb2 as o
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -284,6 +284,3 @@ class Snapshot:
             return np.zeros(len(self), dtype=np.int64)
         result: Ints = self.alloc[index] - self.used[index]
         return result
-
-    def pods_held(self) -> int:
-        return int(self.used[self._resource(PODS)].sum())
