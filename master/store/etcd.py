@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,7 +116,7 @@ class Etcd:
         )
         call = endpoint.watch()
         assemble = Assembler()
-        try:
+        with self._stream(endpoint, call):
             # the request side stays open: closing it would end the watch
             await call.write(e.WatchRequest(create_request=create))
             while True:
@@ -124,14 +125,6 @@ class Etcd:
                     raise Unavailable(f"etcd at {endpoint.address} ended the watch: {await call.details()}")
                 for batch in assemble.take(answer):
                     yield batch
-        except grpc.aio.AioRpcError as error:
-            self._turn_from(endpoint)
-            raise fault_of(error, endpoint) from error
-        except asyncio.InvalidStateError as error:  # the stream had ended before something was written to it
-            self._turn_from(endpoint)
-            raise Unavailable(f"etcd at {endpoint.address} ended the stream: {error}") from error
-        finally:
-            call.cancel()
 
     async def grant(self, ttl: float) -> Lease:
         answer = await self._call("grant", e.LeaseGrantRequest(TTL=max(1, round(ttl))))
@@ -142,12 +135,18 @@ class Etcd:
     async def keepalive(self, lease: int) -> float:
         endpoint = self._endpoint()
         call = endpoint.keepalive(timeout=self._timeout)
-        try:
+        with self._stream(endpoint, call):
             await call.write(e.LeaseKeepAliveRequest(ID=lease))
             answer = await call.read()
             if answer is grpc.aio.EOF:
                 raise Unavailable(f"etcd at {endpoint.address} ended the lease's stream")
             return float(answer.TTL)
+
+    @contextlib.contextmanager
+    def _stream(self, endpoint: _Endpoint, call: Any) -> Iterator[None]:
+        """Ends the call in any case; its errors become Faults, and the next call goes elsewhere."""
+        try:
+            yield
         except grpc.aio.AioRpcError as error:
             self._turn_from(endpoint)
             raise fault_of(error, endpoint) from error
