@@ -15,9 +15,11 @@ from shoal.agent.logs import LogFiles
 from shoal.agent.machine import Machine
 from shoal.agent.network.port import Network
 from shoal.agent.node import NodeReporter, Reserved
+from shoal.agent.objects import MemoryObjects
 from shoal.agent.outbox import Outbox
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.backoff import retry_delay
+from shoal.agent.pods.probing import Hooks, Prober
 from shoal.agent.pods.spec import NodeFacts
 from shoal.agent.pods.worker import Meter, NodePorts, Worker
 from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeFault, Usage
@@ -25,6 +27,7 @@ from shoal.agent.session import Connector, Session, SessionConfig
 from shoal.agent.state import State
 from shoal.agent.sync import NodeNetwork, Sync
 from shoal.agent.tunnels import Tunnels
+from shoal.agent.volumes.port import Volumes
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent")
@@ -51,6 +54,10 @@ class AgentPorts:
     state: State
     logs: LogFiles
     connector: Connector
+    volumes: Volumes
+    prober: Prober
+    hooks: Hooks
+    objects: MemoryObjects
 
 
 class Agent:
@@ -85,7 +92,17 @@ class Agent:
             machine, ports.images, config.address, shoal.__version__, config.metrics_port, config.reserved
         )
         self.outbox = Outbox(0)
-        node_ports = NodePorts(ports.runtime, ports.images, ports.network, ports.state, ports.logs)
+        node_ports = NodePorts(
+            ports.runtime,
+            ports.images,
+            ports.network,
+            ports.state,
+            ports.logs,
+            ports.volumes,
+            ports.prober,
+            ports.hooks,
+            ports.objects,
+        )
         self.worker = Worker(node_ports, node, now, lambda report: self.outbox.put(report), meter)
         self.network = NodeNetwork(ports.network, self._network_changed)
         self.sync = Sync(config.node, node_ports, self.worker, self.network, now)

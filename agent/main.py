@@ -33,6 +33,8 @@ from shoal.agent.machines import DevNode, RealMachine
 from shoal.agent.metrics import AgentCollector, Durations
 from shoal.agent.network.linux import LinuxNetwork
 from shoal.agent.network.port import NetworkFault
+from shoal.agent.objects import MemoryObjects
+from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
 from shoal.agent.runtime import seccomp
 from shoal.agent.runtime.cgroups import CgroupError
 from shoal.agent.runtime.client import Client
@@ -40,6 +42,7 @@ from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
 from shoal.agent.runtime.settings import SettingsError
 from shoal.agent.spawn import settings_of
 from shoal.agent.state import DiskState, StateFault
+from shoal.agent.volumes.fake import FakeVolumes
 from shoal.proto import logs
 
 log = logging.getLogger("shoal.agent")
@@ -143,7 +146,19 @@ async def serve(config: Config) -> None:
         network = LinuxNetwork(config.data / "network", config.uplink or None)
         stack.callback(network.close)
         state = DiskState(config.data / "state")
-        ports = AgentPorts(runtime, images, network, machine, state, DiskLogFiles(), connector)
+        ports = AgentPorts(
+            runtime,
+            images,
+            network,
+            machine,
+            state,
+            DiskLogFiles(),
+            connector,
+            FakeVolumes(),
+            FakeProber(),
+            FakeHooks(),
+            MemoryObjects(),
+        )
         durations = Durations()
         rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
         agent = Agent(core_config(config), ports, time.time, rng, durations)

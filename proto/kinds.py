@@ -8,7 +8,20 @@ from typing import TypeAlias
 from shoal.proto import known
 from shoal.proto.v1 import objects_pb2 as o
 
-Object: TypeAlias = o.Namespace | o.Node | o.Pod | o.ReplicaSet | o.Deployment | o.ConfigMap | o.Secret | o.Event
+Object: TypeAlias = (
+    o.Namespace
+    | o.Node
+    | o.Pod
+    | o.ReplicaSet
+    | o.Deployment
+    | o.ConfigMap
+    | o.Secret
+    | o.Event
+    | o.PersistentVolume
+    | o.PersistentVolumeClaim
+    | o.StorageClass
+    | o.Death
+)
 
 CLASSES: Mapping[str, type[Object]] = {
     "Namespace": o.Namespace,
@@ -19,5 +32,11 @@ CLASSES: Mapping[str, type[Object]] = {
     "ConfigMap": o.ConfigMap,
     "Secret": o.Secret,
     "Event": o.Event,
+    "PersistentVolume": o.PersistentVolume,
+    "PersistentVolumeClaim": o.PersistentVolumeClaim,
+    "StorageClass": o.StorageClass,
+    "Death": o.Death,
 }
 assert CLASSES.keys() == known.API_VERSIONS.keys()
+# The kinds without spec and status.
+Plain: TypeAlias = o.ConfigMap | o.Secret | o.Event | o.StorageClass | o.Death

@@ -18,8 +18,12 @@ API_VERSIONS: Mapping[str, str] = {
     "ConfigMap": "v1",
     "Secret": "v1",
     "Event": "v1",
+    "PersistentVolume": "v1",
+    "PersistentVolumeClaim": "v1",
+    "StorageClass": "storage.k8s.io/v1",
+    "Death": "shoal.dev/v1",
 }
-CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+CLUSTER_SCOPED = frozenset({"Namespace", "Node", "PersistentVolume", "StorageClass"})
 
 
 def _named(names: str, **hints: str) -> dict[str, str]:
@@ -42,12 +46,9 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
     ),
     "NodeSystemInfo": _named("systemUUID kubeProxyVersion swap"),
     "PodSpec": _named(
-        "volumes ephemeralContainers activeDeadlineSeconds dnsPolicy automountServiceAccountToken hostNetwork hostPID"
-        " hostIPC shareProcessNamespace imagePullSecrets hostname subdomain hostAliases priorityClassName"
-        " priority dnsConfig readinessGates runtimeClassName enableServiceLinks preemptionPolicy overhead"
-        " setHostnameAsFQDN os hostUsers schedulingGates resourceClaims hostnameOverride"
-        " workloadRef schedulingGroup",
-        initContainers="let the container's command do that work before its main program",
+        "ephemeralContainers dnsPolicy automountServiceAccountToken priorityClassName priority dnsConfig readinessGates"
+        " runtimeClassName enableServiceLinks preemptionPolicy overhead os hostUsers schedulingGates resourceClaims"
+        " hostnameOverride workloadRef schedulingGroup",
         affinity="use spec.nodeSelector to choose nodes",
         topologySpreadConstraints="remove it: replicas of one owner are spread over nodes anyway",
         schedulerName="remove it: there is one scheduler",
@@ -55,29 +56,37 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
         serviceAccount="remove it: pods carry no identity towards the API",
         resources=_CPU_ONLY,
     ),
-    "Container": _named(
-        "resizePolicy restartPolicyRules volumeMounts volumeDevices livenessProbe readinessProbe startupProbe lifecycle"
-        " terminationMessagePath terminationMessagePolicy stdin stdinOnce tty",
-        envFrom="write the variables under env, each with a value",
-        imagePullPolicy="remove it: images are loaded with 'shoal image load'",
-        restartPolicy="use the pod's restartPolicy",
+    "Container": _named("resizePolicy restartPolicyRules volumeDevices"),
+    "VolumeMount": _named("recursiveReadOnly"),
+    "EnvVarSource": _named("fileKeyRef"),
+    "Volume": _named(
+        "nfs iscsi gcePersistentDisk awsElasticBlockStore gitRepo glusterfs rbd flexVolume cinder cephfs flocker fc"
+        " azureFile azureDisk vsphereVolume quobyte portworxVolume scaleIO storageos csi ephemeral image"
+        " photonPersistentDisk",
     ),
-    "EnvVar": _named("", valueFrom="write the variable's value"),
+    "VolumeProjection": _named("serviceAccountToken clusterTrustBundle podCertificate"),
+    "Lifecycle": _named("stopSignal"),
     "ContainerPort": _named("hostIP", hostPort="use containerPort and the pod's own address"),
     "ResourceRequirements": _named("claims"),
-    "Capabilities": _named("add"),
-    "SecurityContext": _named(
-        "privileged seLinuxOptions windowsOptions procMount appArmorProfile",
-        seccompProfile="remove it: the default profile is always on",
-    ),
+    "SecurityContext": _named("seLinuxOptions windowsOptions procMount appArmorProfile"),
     "PodSecurityContext": _named(
-        "seLinuxOptions windowsOptions supplementalGroups supplementalGroupsPolicy fsGroup sysctls"
-        " fsGroupChangePolicy appArmorProfile seLinuxChangePolicy",
-        seccompProfile="remove it: the default profile is always on",
+        "seLinuxOptions windowsOptions supplementalGroupsPolicy appArmorProfile seLinuxChangePolicy"
     ),
+    "PersistentVolumeSpec": _named(
+        "mountOptions volumeAttributesClassName nfs iscsi gcePersistentDisk awsElasticBlockStore glusterfs rbd"
+        " flexVolume"
+        " cinder cephfs flocker fc azureFile azureDisk vsphereVolume quobyte portworxVolume scaleIO storageos csi",
+    ),
+    "LocalVolumeSource": _named("fsType"),
+    "PersistentVolumeStatus": _named("lastPhaseTransitionTime"),
+    "PersistentVolumeClaimSpec": _named("dataSource dataSourceRef volumeAttributesClassName"),
+    "PersistentVolumeClaimStatus": _named(
+        "allocatedResources allocatedResourceStatuses currentVolumeAttributesClassName modifyVolumeStatus"
+    ),
+    "StorageClass": _named("parameters mountOptions allowedTopologies"),
     "Condition": _named("observedGeneration"),
     "PodStatus": _named(
-        "hostIPs nominatedNodeName initContainerStatuses ephemeralContainerStatuses resize resourceClaimStatuses"
+        "nominatedNodeName ephemeralContainerStatuses resize resourceClaimStatuses"
         " extendedResourceClaimStatus allocatedResources resources"
     ),
     "ContainerStatus": _named("allocatedResources allocatedResourcesStatus resources volumeMounts user stopSignal"),
@@ -103,7 +112,7 @@ def says_nothing(name: str, value: Any) -> bool:
 OTHER_KINDS: Mapping[str, str] = {
     kind: group
     for group, kinds in {
-        "": "Binding ComponentStatus Endpoints LimitRange PersistentVolume PersistentVolumeClaim PodTemplate"
+        "": "Binding ComponentStatus Endpoints LimitRange PodTemplate"
         " ReplicationController ResourceQuota Service ServiceAccount Status Eviction",
         "apps": "ControllerRevision DaemonSet StatefulSet",
         "batch": "Job CronJob",
@@ -111,7 +120,7 @@ OTHER_KINDS: Mapping[str, str] = {
         "policy": "PodDisruptionBudget PodSecurityPolicy",
         "networking.k8s.io": "Ingress IngressClass NetworkPolicy IPAddress ServiceCIDR",
         "rbac.authorization.k8s.io": "Role RoleBinding ClusterRole ClusterRoleBinding",
-        "storage.k8s.io": "StorageClass VolumeAttachment CSIDriver CSINode CSIStorageCapacity VolumeAttributesClass",
+        "storage.k8s.io": "VolumeAttachment CSIDriver CSINode CSIStorageCapacity VolumeAttributesClass",
         "apiextensions.k8s.io": "CustomResourceDefinition ConversionReview",
         "apiregistration.k8s.io": "APIService",
         "admissionregistration.k8s.io": "MutatingWebhookConfiguration ValidatingWebhookConfiguration"

@@ -256,6 +256,10 @@ def _event(obj: o.Event, report: Report) -> None:
         _say(report, "type", names.not_one_of(obj.type, ("Normal", "Warning")))
 
 
+def _nothing_yet(obj: Any, report: Report) -> None:
+    """Metadata only."""
+
+
 _BY_KIND: Mapping[str, Callable[[Any, Report], None]] = {
     "Namespace": _namespace,
     "Node": _node,
@@ -265,4 +269,8 @@ _BY_KIND: Mapping[str, Callable[[Any, Report], None]] = {
     "ConfigMap": _config_map,
     "Secret": _secret,
     "Event": _event,
+    "PersistentVolume": _nothing_yet,
+    "PersistentVolumeClaim": _nothing_yet,
+    "StorageClass": _nothing_yet,
+    "Death": _nothing_yet,
 }

@@ -14,9 +14,12 @@ from shoal.agent.images.port import ImageConfig
 from shoal.agent.logs import MemoryLogFiles
 from shoal.agent.machine import Capacity, MachineInfo
 from shoal.agent.network.fake import FakeNetwork
+from shoal.agent.objects import MemoryObjects
+from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
 from shoal.agent.runtime.fake import FakeRuntime
 from shoal.agent.session import LinkLost
 from shoal.agent.state import MemoryState
+from shoal.agent.volumes.fake import FakeVolumes
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 from tests.agents import NOW
@@ -192,6 +195,10 @@ class World:
         self.network = FakeNetwork()
         self.state = MemoryState()
         self.logs = MemoryLogFiles()
+        self.volumes = FakeVolumes()
+        self.prober = FakeProber()
+        self.hooks = FakeHooks()
+        self.objects = MemoryObjects()
         self.machine = StillMachine()
         self.rng = random.Random(seed)
         self._begun = asyncio.get_running_loop().time()
@@ -201,7 +208,19 @@ class World:
 
     def agent(self, masters: tuple[str, ...] = (MASTER,)) -> Agent:
         config = AgentConfig("n1", "10.0.0.1", masters, "/logs", {"zone": "a"}, 9100)
-        ports = AgentPorts(self.runtime, self.images, self.network, self.machine, self.state, self.logs, self.master)
+        ports = AgentPorts(
+            self.runtime,
+            self.images,
+            self.network,
+            self.machine,
+            self.state,
+            self.logs,
+            self.master,
+            self.volumes,
+            self.prober,
+            self.hooks,
+            self.objects,
+        )
         return Agent(config, ports, self.now, self.rng)
 
     @asynccontextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 from shoal.agent.images import layers, names, tar
 from shoal.agent.images.archive import Archive, Found, named, spool
 from shoal.agent.images.catalog import Catalog, Record
-from shoal.agent.images.port import Image, ImageConfig
+from shoal.agent.images.port import Credential, Image, ImageConfig, Pruned
 from shoal.agent.images.streams import DEFAULT_BOUNDS, Bounds, Region, digest_of
 
 
@@ -65,6 +65,34 @@ class FakeImages:
 
     async def release(self, holder: str) -> None:
         self._catalog = self._catalog.release(holder)
+
+    async def pull(
+        self, name: str, credentials: Sequence[Credential] = (), progress: Callable[[str], None] | None = None
+    ) -> Image:
+        raise NotImplementedError
+
+    async def push(
+        self, name: str, credentials: Sequence[Credential] = (), progress: Callable[[str], None] | None = None
+    ) -> str:
+        raise NotImplementedError
+
+    async def login(self, credential: Credential) -> None:
+        raise NotImplementedError
+
+    def save(self, names: Sequence[str]) -> AsyncIterator[bytes]:
+        raise NotImplementedError
+
+    async def tag(self, source: str, target: str) -> None:
+        raise NotImplementedError
+
+    async def inspect(self, name: str) -> Mapping[str, object]:
+        raise NotImplementedError
+
+    async def prune(self, *, all: bool = False, dry_run: bool = False) -> Pruned:
+        raise NotImplementedError
+
+    async def collect(self, bytes_to_free: int, unused_for_s: float) -> Pruned:
+        raise NotImplementedError
 
     async def holders(self) -> Collection[str]:
         return list(self._catalog.holders)

@@ -8,13 +8,15 @@ from typing import Protocol
 
 
 class ImageFault(Exception):
-    """An image could not be used. `reason` is Kubernetes' word (ErrImageNeverPull, InvalidImageName,
-    ImageInspectError) or one of BadArchive, BadDigest, BadPath, TooLarge, NoSpace, InUse, NotFound."""
+    """An image could not be used. `reason` is Kubernetes' word (ErrImagePull, ErrImageNeverPull, InvalidImageName,
+    ImageInspectError, RegistryUnavailable) or one of BadArchive, BadDigest, BadPath, TooLarge, NoSpace, InUse,
+    NotFound, Unauthorized. `retry_after` is what the registry asked for, in seconds; 0 when it did not."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,23 @@ class Image:
     size: int  # bytes of the compressed layers and configuration
     layers: Sequence[str]  # folders, lowest first
     config: ImageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """For one registry; `registry` is host[:port], or that with the beginning of a repository's path."""
+
+    registry: str
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What went, or would go."""
+
+    names: Sequence[str]
+    freed: int  # bytes
 
 
 class Images(Protocol):
@@ -64,4 +83,43 @@ class Images(Protocol):
 
     async def holders(self) -> Collection[str]:
         """Everybody who holds something."""
+        ...
+
+    async def pull(
+        self, name: str, credentials: Sequence[Credential] = (), progress: Callable[[str], None] | None = None
+    ) -> Image:
+        """Fetches the image of this node's architecture from its registry (or that one's mirrors) and gives it the
+        name; layers that are here are not fetched again, and one fetch serves all who ask at once. Credentials are
+        tried before those of the node. Raises ImageFault with the registry's own words."""
+        ...
+
+    async def push(
+        self, name: str, credentials: Sequence[Credential] = (), progress: Callable[[str], None] | None = None
+    ) -> str:
+        """Sends an image of this node to the registry in its name; the manifest's digest. Raises ImageFault."""
+        ...
+
+    async def login(self, credential: Credential) -> None:
+        """Tries the credential against its registry. Raises ImageFault(Unauthorized, RegistryUnavailable)."""
+        ...
+
+    def save(self, names: Sequence[str]) -> AsyncIterator[bytes]:
+        """A docker archive that is an OCI layout too. Raises ImageFault."""
+        ...
+
+    async def tag(self, source: str, target: str) -> None:
+        """Gives an image another name; a name moves. Raises ImageFault(NotFound, InvalidImageName)."""
+        ...
+
+    async def inspect(self, name: str) -> Mapping[str, object]:
+        """Names, digest, sizes, layers, history and configuration, ready for JSON. Raises ImageFault(NotFound)."""
+        ...
+
+    async def prune(self, *, all: bool = False, dry_run: bool = False) -> Pruned:
+        """Removes what has no name and nobody holds; with `all` everything that nobody holds."""
+        ...
+
+    async def collect(self, bytes_to_free: int, unused_for_s: float) -> Pruned:
+        """Removes images that nobody holds, the longest unused first, until so much is free; none that was used within
+        `unused_for_s`. Never what is held, or being pulled."""
         ...

@@ -21,7 +21,7 @@ from shoal.agent.images import layers, names, oci
 from shoal.agent.images.archive import Archive, Found, LayerSource, named, spool
 from shoal.agent.images.catalog import Catalog, Record
 from shoal.agent.images.disk import Disk, Layer, State
-from shoal.agent.images.port import Image, ImageConfig, ImageFault
+from shoal.agent.images.port import Credential, Image, ImageConfig, ImageFault, Pruned
 from shoal.agent.images.streams import DEFAULT_BOUNDS, MAGIC_SIZE, MIB, Bounds, Region, digest_of, packing
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,34 @@ class ImageStore:
     async def release(self, holder: str) -> None:
         if holder in self._state.catalog.holders:
             await self._change(lambda catalog: catalog.release(holder), released=holder)
+
+    async def pull(
+        self, name: str, credentials: Sequence[Credential] = (), progress: Callable[[str], None] | None = None
+    ) -> Image:
+        raise NotImplementedError
+
+    async def push(
+        self, name: str, credentials: Sequence[Credential] = (), progress: Callable[[str], None] | None = None
+    ) -> str:
+        raise NotImplementedError
+
+    async def login(self, credential: Credential) -> None:
+        raise NotImplementedError
+
+    def save(self, names: Sequence[str]) -> AsyncIterator[bytes]:
+        raise NotImplementedError
+
+    async def tag(self, source: str, target: str) -> None:
+        raise NotImplementedError
+
+    async def inspect(self, name: str) -> Mapping[str, object]:
+        raise NotImplementedError
+
+    async def prune(self, *, all: bool = False, dry_run: bool = False) -> Pruned:
+        raise NotImplementedError
+
+    async def collect(self, bytes_to_free: int, unused_for_s: float) -> Pruned:
+        raise NotImplementedError
 
     async def holders(self) -> Collection[str]:
         return list(self._state.catalog.holders)

@@ -15,8 +15,10 @@ from typing import Protocol, assert_never
 from shoal.agent.images.port import Image, ImageFault, Images
 from shoal.agent.logs import LogFiles
 from shoal.agent.network.port import Network, NetworkFault
+from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.machine import PodMachine
+from shoal.agent.pods.probing import Hooks, Prober
 from shoal.agent.pods.spec import NodeFacts, log_path
 from shoal.agent.pods.status import RUNNING_PHASE
 from shoal.agent.runtime.port import (
@@ -29,6 +31,7 @@ from shoal.agent.runtime.port import (
     StartError,
 )
 from shoal.agent.state import PodRecord, State, StateFault
+from shoal.agent.volumes.port import Volumes
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent.pods")
@@ -45,6 +48,10 @@ class NodePorts:
     network: Network
     state: State
     logs: LogFiles
+    volumes: Volumes
+    prober: Prober
+    hooks: Hooks
+    objects: MemoryObjects
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from shoal.agent.runtime.port import (
     ContainerID,
     ContainerSpec,
     ContainerState,
+    ExecStream,
     Exit,
     Exited,
+    ProbeRun,
     RuntimeEvent,
     RuntimeFault,
     RuntimeGone,
@@ -330,6 +332,12 @@ class Client:
     async def exec(self, id: ContainerID, argv: Sequence[str], *, stdin: bool = False, tty: bool = False) -> PipeStream:
         found, fds = await self._call("exec", pod=id.pod_uid, run=_run(id), argv=[*argv], stdin=stdin, tty=tty)
         return PipeStream(dict(zip(found["fds"], fds, strict=True)))
+
+    async def run_probe(self, id: ContainerID, argv: Sequence[str], timeout_s: float) -> ProbeRun:
+        raise NotImplementedError
+
+    async def attach(self, id: ContainerID, *, stdin: bool = False) -> ExecStream:
+        raise NotImplementedError
 
     async def usage(self) -> Mapping[ContainerID, Usage]:
         return await asyncio.to_thread(self._usage)

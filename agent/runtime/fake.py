@@ -24,8 +24,10 @@ from shoal.agent.runtime.port import (
     ContainerID,
     ContainerSpec,
     ContainerState,
+    ExecStream,
     Exit,
     Exited,
+    ProbeRun,
     RuntimeEvent,
     RuntimeFault,
     RuntimeGone,
@@ -239,6 +241,12 @@ class FakeRuntime:
         if run is None or run.state.pid == 0 or run.state.exit is not None:
             raise RuntimeFault(f"container {id.name} of pod {id.pod_uid} does not run (attempt {id.attempt})")
         return FakeExec(argv, stdin=stdin)
+
+    async def run_probe(self, id: ContainerID, argv: Sequence[str], timeout_s: float) -> ProbeRun:
+        raise NotImplementedError
+
+    async def attach(self, id: ContainerID, *, stdin: bool = False) -> ExecStream:
+        raise NotImplementedError
 
     async def usage(self) -> Mapping[ContainerID, Usage]:
         """As the real one, from the disk: also while the spawner is away."""

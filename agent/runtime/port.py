@@ -36,17 +36,35 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """A pod's shared namespaces (net, ipc, uts), its cgroup and its supervisor."""
+    """A pod's shared namespaces (net, ipc, uts), its cgroup, its /dev/shm and its supervisor."""
 
     pod_uid: str
     hostname: str
     limits: Limits = field(default_factory=Limits)
+    sysctls: Mapping[str, str] = field(default_factory=dict)  # namespaced ones, set once
+    share_pid: bool = False  # one pid namespace for all containers, with a holder that is PID 1 and reaps
+    host_network: bool = False  # the node's own namespaces instead
+    host_pid: bool = False
+    host_ipc: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
     pod_uid: str
     netns: str  # path of the bind-mounted nsfs file
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host path shown in the container. `source` belongs to the node (volumes/port.py gave it) and is opened by the
+    runtime as it is; `sub_path` is resolved below it with RESOLVE_IN_ROOT and NO_MAGICLINKS and made (a folder) when
+    missing; `target` is resolved inside the container's root in the same way. Mounted nodev."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    sub_path: str = ""
+    propagation: str = "None"  # None, HostToContainer, Bidirectional
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +88,38 @@ class ContainerSpec:
     log_path: str = ""  # the file that the supervisor writes; rotated beside it
     log_max_bytes: int = 10 * 1024 * 1024
     log_max_files: int = 5
+    mounts: Sequence[Mount] = ()  # in order, parents before what lies in them; all are in place before the process
+    add_capabilities: Sequence[str] = ()
+    supplemental_groups: Sequence[int] = ()  # fsGroup among them
+    seccomp: str = ""  # "" the default profile, "unconfined", or an absolute path of a profile on the node (JSON)
+    privileged: bool = False  # all capabilities and devices, no masks, no seccomp
+    termination_path: str = ""  # a file there is given to the container; what is in it at the end is Exit.message
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """Pressure of one resource: seconds that some, or all, processes of the cgroup were held up."""
+
+    some_seconds: float
+    full_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a run has used, read from its cgroup before that goes. 0 where the kernel does not say."""
+
+    peak_memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    cpu_seconds: float = 0.0
+    periods: int = 0
+    throttled_periods: int = 0
+    throttled_seconds: float = 0.0
+    oom_kills: int = 0
+    refused_forks: int = 0
+    pressure: Mapping[str, Stall] = field(default_factory=dict)  # "cpu", "memory", "io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +128,11 @@ class Exit:
 
     code: int
     signal: int
-    oom: bool
+    oom: bool  # the kernel killed a process of its cgroup for memory
     at: float
     reason: str = ""  # "" or ContainerStatusUnknown when the code was lost
+    message: str = ""  # of the termination file, at most 4 KiB
+    resources: Resources | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +202,14 @@ class ExecStream(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeRun:
+    """A command that a supervisor ran inside a container. `code` is None when its time was up and it was killed."""
+
+    code: int | None
+    output: bytes  # stdout and stderr together, the first 10 KiB
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Of one container or pod cgroup."""
 
@@ -193,6 +253,15 @@ class Runtime(Protocol):
 
     async def exec(self, id: ContainerID, argv: Sequence[str], *, stdin: bool = False, tty: bool = False) -> ExecStream:
         """Runs a command with the container's own limits, profile, user and environment. Raises StartError."""
+        ...
+
+    async def run_probe(self, id: ContainerID, argv: Sequence[str], timeout_s: float) -> ProbeRun:
+        """As exec, to its end, without streams. The supervisor itself kills it, and all that it started, after
+        `timeout_s`, also when the agent is gone. Raises StartError (code 126, 127: the command cannot be run)."""
+        ...
+
+    async def attach(self, id: ContainerID, *, stdin: bool = False) -> ExecStream:
+        """The container's own streams from now on, beside its log. close() only lets go. Raises RuntimeFault."""
         ...
 
     async def usage(self) -> Mapping[ContainerID, Usage]: ...

@@ -11,6 +11,7 @@ from shoal.master.api.faults import Forbidden, Invalid, invalid_object
 from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, Object, TooLarge, View, key_of
 from shoal.proto import known
 from shoal.proto.defaults import apply_defaults
+from shoal.proto.kinds import Plain
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.validation import validate, validate_update
@@ -125,7 +126,7 @@ def _clear_servers_fields(obj: Object) -> None:
     meta.uid = ""
     for name in ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
         meta.ClearField(name)
-    if not isinstance(obj, o.ConfigMap | o.Secret | o.Event):
+    if not isinstance(obj, Plain):
         obj.ClearField("status")
 
 
@@ -195,7 +196,7 @@ def _keep_servers_fields(old: Object, new: Object) -> None:
 
 def copy_status(source: Object, target: Object) -> None:
     """Both of one kind; kinds without a status stay as they are."""
-    if isinstance(source, o.ConfigMap | o.Secret | o.Event) or isinstance(target, o.ConfigMap | o.Secret | o.Event):
+    if isinstance(source, Plain) or isinstance(target, Plain):
         return
     target.ClearField("status")
     if source.HasField("status"):
@@ -210,11 +211,11 @@ def _late_finalizers(old: Object, new: Object) -> list[tuple[str, str]]:
 
 
 def has_spec(obj: Object) -> bool:
-    return not isinstance(obj, o.ConfigMap | o.Secret | o.Event)
+    return not isinstance(obj, Plain)
 
 
 def _spec(obj: Object) -> object:
-    assert not isinstance(obj, o.ConfigMap | o.Secret | o.Event)
+    assert not isinstance(obj, Plain)
     return obj.spec
 
 

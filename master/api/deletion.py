@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shoal.master.api.admission import DEFAULT_NAMESPACE, SYSTEM_NAMESPACE
 from shoal.master.api.faults import Forbidden, Invalid
 from shoal.master.model import Change, Conflict, Delete, Modify, Object, Record, View
+from shoal.proto.kinds import Plain
 from shoal.proto.v1 import objects_pb2 as o
 
 FINALIZERS = {"": "", "Background": "", "Foreground": "foregroundDeletion", "Orphan": "orphan"}
@@ -95,7 +96,7 @@ class _Terminate:
 
 def has_generation(obj: Object) -> bool:
     """As Kubernetes counts: the beginning of the end is a new generation of what has a spec."""
-    return not isinstance(obj, o.ConfigMap | o.Secret | o.Event)
+    return not isinstance(obj, Plain)
 
 
 def may_go(obj: Object) -> bool:

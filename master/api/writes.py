@@ -25,6 +25,7 @@ from shoal.master.model import (
     key_of,
 )
 from shoal.master.stores import StoreFace
+from shoal.proto.kinds import Plain
 from shoal.proto.merge import merge
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
@@ -333,7 +334,7 @@ def _last_manifest(text: str, cls: type[Object]) -> Object | None:
 def _manifest(message: Object) -> str:
     """What apply remembers of a manifest: what a person wrote, in one line."""
     kept = clone(message)
-    if not isinstance(kept, o.ConfigMap | o.Secret | o.Event):
+    if not isinstance(kept, Plain):
         kept.ClearField("status")
     kept.metadata.annotations.pop(LAST_APPLIED, None)
     for name in ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"):

@@ -95,6 +95,31 @@ class ClusterStub:
                 request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RemoveImageRequest.SerializeToString,
                 response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.LoadImageResponse.FromString,
                 _registered_method=True)
+        self.Image = channel.unary_stream(
+                '/shoal.v1.Cluster/Image',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.ImageRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.LoadImageResponse.FromString,
+                _registered_method=True)
+        self.SaveImage = channel.unary_stream(
+                '/shoal.v1.Cluster/SaveImage',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.SaveImageRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.FromString,
+                _registered_method=True)
+        self.Attach = channel.stream_stream(
+                '/shoal.v1.Cluster/Attach',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.AttachRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.FromString,
+                _registered_method=True)
+        self.Copy = channel.stream_stream(
+                '/shoal.v1.Cluster/Copy',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.CopyRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.FromString,
+                _registered_method=True)
+        self.Top = channel.unary_unary(
+                '/shoal.v1.Cluster/Top',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopResponse.FromString,
+                _registered_method=True)
         self.Version = channel.unary_unary(
                 '/shoal.v1.Cluster/Version',
                 request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.VersionRequest.SerializeToString,
@@ -177,6 +202,36 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Image(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveImage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attach(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Copy(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Top(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Version(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -245,6 +300,31 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.RemoveImage,
                     request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RemoveImageRequest.FromString,
                     response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.LoadImageResponse.SerializeToString,
+            ),
+            'Image': grpc.unary_stream_rpc_method_handler(
+                    servicer.Image,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.ImageRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.LoadImageResponse.SerializeToString,
+            ),
+            'SaveImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.SaveImage,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.SaveImageRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.SerializeToString,
+            ),
+            'Attach': grpc.stream_stream_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.AttachRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.SerializeToString,
+            ),
+            'Copy': grpc.stream_stream_rpc_method_handler(
+                    servicer.Copy,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.CopyRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.SerializeToString,
+            ),
+            'Top': grpc.unary_unary_rpc_method_handler(
+                    servicer.Top,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopResponse.SerializeToString,
             ),
             'Version': grpc.unary_unary_rpc_method_handler(
                     servicer.Version,
@@ -576,6 +656,141 @@ class Cluster:
             '/shoal.v1.Cluster/RemoveImage',
             shoal_dot_proto_dot_v1_dot_cluster__pb2.RemoveImageRequest.SerializeToString,
             shoal_dot_proto_dot_v1_dot_cluster__pb2.LoadImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Image(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.v1.Cluster/Image',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.ImageRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.LoadImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.v1.Cluster/SaveImage',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.SaveImageRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/shoal.v1.Cluster/Attach',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.AttachRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Copy(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/shoal.v1.Cluster/Copy',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.CopyRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_session__pb2.TunnelFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Top(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/Top',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.TopRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.TopResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,11 @@ class ClusterStub:
     Exec: _grpc.StreamStreamMultiCallable[_cluster_pb2.ExecRequest, _session_pb2.TunnelFrame]
     LoadImage: _grpc.StreamStreamMultiCallable[_cluster_pb2.LoadImageRequest, _cluster_pb2.LoadImageResponse]
     RemoveImage: _grpc.UnaryStreamMultiCallable[_cluster_pb2.RemoveImageRequest, _cluster_pb2.LoadImageResponse]
+    Image: _grpc.UnaryStreamMultiCallable[_cluster_pb2.ImageRequest, _cluster_pb2.LoadImageResponse]
+    SaveImage: _grpc.UnaryStreamMultiCallable[_cluster_pb2.SaveImageRequest, _session_pb2.TunnelFrame]
+    Attach: _grpc.StreamStreamMultiCallable[_cluster_pb2.AttachRequest, _session_pb2.TunnelFrame]
+    Copy: _grpc.StreamStreamMultiCallable[_cluster_pb2.CopyRequest, _session_pb2.TunnelFrame]
+    Top: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TopRequest, _cluster_pb2.TopResponse]
     Version: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.VersionRequest, _cluster_pb2.VersionResponse]
 
 @_typing.type_check_only
@@ -63,6 +68,11 @@ class ClusterAsyncStub(ClusterStub):
     Exec: _aio.StreamStreamMultiCallable[_cluster_pb2.ExecRequest, _session_pb2.TunnelFrame]  # type: ignore[assignment]
     LoadImage: _aio.StreamStreamMultiCallable[_cluster_pb2.LoadImageRequest, _cluster_pb2.LoadImageResponse]  # type: ignore[assignment]
     RemoveImage: _aio.UnaryStreamMultiCallable[_cluster_pb2.RemoveImageRequest, _cluster_pb2.LoadImageResponse]  # type: ignore[assignment]
+    Image: _aio.UnaryStreamMultiCallable[_cluster_pb2.ImageRequest, _cluster_pb2.LoadImageResponse]  # type: ignore[assignment]
+    SaveImage: _aio.UnaryStreamMultiCallable[_cluster_pb2.SaveImageRequest, _session_pb2.TunnelFrame]  # type: ignore[assignment]
+    Attach: _aio.StreamStreamMultiCallable[_cluster_pb2.AttachRequest, _session_pb2.TunnelFrame]  # type: ignore[assignment]
+    Copy: _aio.StreamStreamMultiCallable[_cluster_pb2.CopyRequest, _session_pb2.TunnelFrame]  # type: ignore[assignment]
+    Top: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TopRequest, _cluster_pb2.TopResponse]  # type: ignore[assignment]
     Version: _aio.UnaryUnaryMultiCallable[_cluster_pb2.VersionRequest, _cluster_pb2.VersionResponse]  # type: ignore[assignment]
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
@@ -149,6 +159,41 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.RemoveImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cluster_pb2.LoadImageResponse], _abc.AsyncIterator[_cluster_pb2.LoadImageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Image(
+        self,
+        request: _cluster_pb2.ImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_pb2.LoadImageResponse], _abc.AsyncIterator[_cluster_pb2.LoadImageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SaveImage(
+        self,
+        request: _cluster_pb2.SaveImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.TunnelFrame], _abc.AsyncIterator[_session_pb2.TunnelFrame]]: ...
+
+    @_abc_1.abstractmethod
+    def Attach(
+        self,
+        request_iterator: _MaybeAsyncIterator[_cluster_pb2.AttachRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.TunnelFrame], _abc.AsyncIterator[_session_pb2.TunnelFrame]]: ...
+
+    @_abc_1.abstractmethod
+    def Copy(
+        self,
+        request_iterator: _MaybeAsyncIterator[_cluster_pb2.CopyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.TunnelFrame], _abc.AsyncIterator[_session_pb2.TunnelFrame]]: ...
+
+    @_abc_1.abstractmethod
+    def Top(
+        self,
+        request: _cluster_pb2.TopRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.TopResponse, _abc.Awaitable[_cluster_pb2.TopResponse]]: ...
 
     @_abc_1.abstractmethod
     def Version(

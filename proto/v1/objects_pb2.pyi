@@ -700,28 +700,199 @@ class Node(_message.Message):
 Global___Node: _TypeAlias = Node  # noqa: Y015
 
 @_typing.final
-class EnvVar(_message.Message):
+class ObjectFieldSelector(_message.Message):
     """---- Pod ----"""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    FIELDPATH_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    fieldPath: _builtins.str
+    """metadata.name, metadata.labels['key'], spec.nodeName, status.podIP, ..."""
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str | None = ...,
+        fieldPath: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_apiVersion", b"_apiVersion", "apiVersion", b"apiVersion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_apiVersion", b"_apiVersion", "apiVersion", b"apiVersion", "fieldPath", b"fieldPath"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__apiVersion: _TypeAlias = _typing.Literal["apiVersion"]  # noqa: Y015
+    _WhichOneofArgType__apiVersion: _TypeAlias = _typing.Literal["_apiVersion", b"_apiVersion"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__apiVersion) -> _WhichOneofReturnType__apiVersion | None: ...
+
+Global___ObjectFieldSelector: _TypeAlias = ObjectFieldSelector  # noqa: Y015
+
+@_typing.final
+class ResourceFieldSelector(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINERNAME_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    DIVISOR_FIELD_NUMBER: _builtins.int
+    containerName: _builtins.str
+    """may be left out in env: the container itself"""
+    resource: _builtins.str
+    """limits.cpu, requests.memory, ..."""
+    @_builtins.property
+    def divisor(self) -> Global___Quantity: ...
+    def __init__(
+        self,
+        *,
+        containerName: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        divisor: Global___Quantity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["divisor", b"divisor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containerName", b"containerName", "divisor", b"divisor", "resource", b"resource"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceFieldSelector: _TypeAlias = ResourceFieldSelector  # noqa: Y015
+
+@_typing.final
+class KeySelector(_message.Message):
+    """of a ConfigMap or a Secret"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    key: _builtins.str
+    optional: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        optional: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_optional", b"_optional", "optional", b"optional"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optional", b"_optional", "key", b"key", "name", b"name", "optional", b"optional"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__optional: _TypeAlias = _typing.Literal["optional"]  # noqa: Y015
+    _WhichOneofArgType__optional: _TypeAlias = _typing.Literal["_optional", b"_optional"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optional) -> _WhichOneofReturnType__optional | None: ...
+
+Global___KeySelector: _TypeAlias = KeySelector  # noqa: Y015
+
+@_typing.final
+class EnvVarSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELDREF_FIELD_NUMBER: _builtins.int
+    RESOURCEFIELDREF_FIELD_NUMBER: _builtins.int
+    CONFIGMAPKEYREF_FIELD_NUMBER: _builtins.int
+    SECRETKEYREF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fieldRef(self) -> Global___ObjectFieldSelector: ...
+    @_builtins.property
+    def resourceFieldRef(self) -> Global___ResourceFieldSelector: ...
+    @_builtins.property
+    def configMapKeyRef(self) -> Global___KeySelector: ...
+    @_builtins.property
+    def secretKeyRef(self) -> Global___KeySelector: ...
+    def __init__(
+        self,
+        *,
+        fieldRef: Global___ObjectFieldSelector | None = ...,
+        resourceFieldRef: Global___ResourceFieldSelector | None = ...,
+        configMapKeyRef: Global___KeySelector | None = ...,
+        secretKeyRef: Global___KeySelector | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configMapKeyRef", b"configMapKeyRef", "fieldRef", b"fieldRef", "resourceFieldRef", b"resourceFieldRef", "secretKeyRef", b"secretKeyRef"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configMapKeyRef", b"configMapKeyRef", "fieldRef", b"fieldRef", "resourceFieldRef", b"resourceFieldRef", "secretKeyRef", b"secretKeyRef"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnvVarSource: _TypeAlias = EnvVarSource  # noqa: Y015
+
+@_typing.final
+class EnvVar(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    VALUEFROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     value: _builtins.str
+    @_builtins.property
+    def valueFrom(self) -> Global___EnvVarSource: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         value: _builtins.str = ...,
+        valueFrom: Global___EnvVarSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valueFrom", b"valueFrom"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value", "valueFrom", b"valueFrom"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EnvVar: _TypeAlias = EnvVar  # noqa: Y015
+
+@_typing.final
+class EnvSource(_message.Message):
+    """a whole ConfigMap or Secret"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    optional: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        optional: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_optional", b"_optional", "optional", b"optional"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optional", b"_optional", "name", b"name", "optional", b"optional"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__optional: _TypeAlias = _typing.Literal["optional"]  # noqa: Y015
+    _WhichOneofArgType__optional: _TypeAlias = _typing.Literal["_optional", b"_optional"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optional) -> _WhichOneofReturnType__optional | None: ...
+
+Global___EnvSource: _TypeAlias = EnvSource  # noqa: Y015
+
+@_typing.final
+class EnvFromSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    CONFIGMAPREF_FIELD_NUMBER: _builtins.int
+    SECRETREF_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    @_builtins.property
+    def configMapRef(self) -> Global___EnvSource: ...
+    @_builtins.property
+    def secretRef(self) -> Global___EnvSource: ...
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        configMapRef: Global___EnvSource | None = ...,
+        secretRef: Global___EnvSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configMapRef", b"configMapRef", "secretRef", b"secretRef"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configMapRef", b"configMapRef", "prefix", b"prefix", "secretRef", b"secretRef"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnvFromSource: _TypeAlias = EnvFromSource  # noqa: Y015
 
 @_typing.final
 class ContainerPort(_message.Message):
@@ -750,6 +921,321 @@ class ContainerPort(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__protocol) -> _WhichOneofReturnType__protocol | None: ...
 
 Global___ContainerPort: _TypeAlias = ContainerPort  # noqa: Y015
+
+@_typing.final
+class VolumeMount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    READONLY_FIELD_NUMBER: _builtins.int
+    MOUNTPATH_FIELD_NUMBER: _builtins.int
+    SUBPATH_FIELD_NUMBER: _builtins.int
+    SUBPATHEXPR_FIELD_NUMBER: _builtins.int
+    MOUNTPROPAGATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    readOnly: _builtins.bool
+    mountPath: _builtins.str
+    subPath: _builtins.str
+    subPathExpr: _builtins.str
+    mountPropagation: _builtins.str
+    """None, HostToContainer, Bidirectional"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        readOnly: _builtins.bool | None = ...,
+        mountPath: _builtins.str = ...,
+        subPath: _builtins.str = ...,
+        subPathExpr: _builtins.str = ...,
+        mountPropagation: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mountPropagation", b"_mountPropagation", "_readOnly", b"_readOnly", "mountPropagation", b"mountPropagation", "readOnly", b"readOnly"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mountPropagation", b"_mountPropagation", "_readOnly", b"_readOnly", "mountPath", b"mountPath", "mountPropagation", b"mountPropagation", "name", b"name", "readOnly", b"readOnly", "subPath", b"subPath", "subPathExpr", b"subPathExpr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mountPropagation: _TypeAlias = _typing.Literal["mountPropagation"]  # noqa: Y015
+    _WhichOneofArgType__mountPropagation: _TypeAlias = _typing.Literal["_mountPropagation", b"_mountPropagation"]  # noqa: Y015
+    _WhichOneofReturnType__readOnly: _TypeAlias = _typing.Literal["readOnly"]  # noqa: Y015
+    _WhichOneofArgType__readOnly: _TypeAlias = _typing.Literal["_readOnly", b"_readOnly"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mountPropagation) -> _WhichOneofReturnType__mountPropagation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__readOnly) -> _WhichOneofReturnType__readOnly | None: ...
+
+Global___VolumeMount: _TypeAlias = VolumeMount  # noqa: Y015
+
+@_typing.final
+class ExecAction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecAction: _TypeAlias = ExecAction  # noqa: Y015
+
+@_typing.final
+class HTTPHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HTTPHeader: _TypeAlias = HTTPHeader  # noqa: Y015
+
+@_typing.final
+class HTTPGetAction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    SCHEME_FIELD_NUMBER: _builtins.int
+    HTTPHEADERS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    host: _builtins.str
+    scheme: _builtins.str
+    """HTTP, HTTPS"""
+    @_builtins.property
+    def port(self) -> Global___IntOrString: ...
+    @_builtins.property
+    def httpHeaders(self) -> _containers.RepeatedCompositeFieldContainer[Global___HTTPHeader]: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        port: Global___IntOrString | None = ...,
+        host: _builtins.str = ...,
+        scheme: _builtins.str | None = ...,
+        httpHeaders: _abc.Iterable[Global___HTTPHeader] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scheme", b"_scheme", "port", b"port", "scheme", b"scheme"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scheme", b"_scheme", "host", b"host", "httpHeaders", b"httpHeaders", "path", b"path", "port", b"port", "scheme", b"scheme"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scheme: _TypeAlias = _typing.Literal["scheme"]  # noqa: Y015
+    _WhichOneofArgType__scheme: _TypeAlias = _typing.Literal["_scheme", b"_scheme"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scheme) -> _WhichOneofReturnType__scheme | None: ...
+
+Global___HTTPGetAction: _TypeAlias = HTTPGetAction  # noqa: Y015
+
+@_typing.final
+class TCPSocketAction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    @_builtins.property
+    def port(self) -> Global___IntOrString: ...
+    def __init__(
+        self,
+        *,
+        port: Global___IntOrString | None = ...,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TCPSocketAction: _TypeAlias = TCPSocketAction  # noqa: Y015
+
+@_typing.final
+class GRPCAction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    service: _builtins.str
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        service: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_service", b"_service", "service", b"service"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_service", b"_service", "port", b"port", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__service: _TypeAlias = _typing.Literal["service"]  # noqa: Y015
+    _WhichOneofArgType__service: _TypeAlias = _typing.Literal["_service", b"_service"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__service) -> _WhichOneofReturnType__service | None: ...
+
+Global___GRPCAction: _TypeAlias = GRPCAction  # noqa: Y015
+
+@_typing.final
+class SleepAction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.int
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SleepAction: _TypeAlias = SleepAction  # noqa: Y015
+
+@_typing.final
+class Probe(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXEC_FIELD_NUMBER: _builtins.int
+    HTTPGET_FIELD_NUMBER: _builtins.int
+    TCPSOCKET_FIELD_NUMBER: _builtins.int
+    GRPC_FIELD_NUMBER: _builtins.int
+    INITIALDELAYSECONDS_FIELD_NUMBER: _builtins.int
+    TIMEOUTSECONDS_FIELD_NUMBER: _builtins.int
+    PERIODSECONDS_FIELD_NUMBER: _builtins.int
+    SUCCESSTHRESHOLD_FIELD_NUMBER: _builtins.int
+    FAILURETHRESHOLD_FIELD_NUMBER: _builtins.int
+    TERMINATIONGRACEPERIODSECONDS_FIELD_NUMBER: _builtins.int
+    initialDelaySeconds: _builtins.int
+    timeoutSeconds: _builtins.int
+    periodSeconds: _builtins.int
+    successThreshold: _builtins.int
+    failureThreshold: _builtins.int
+    terminationGracePeriodSeconds: _builtins.int
+    @_builtins.property
+    def exec(self) -> Global___ExecAction: ...
+    @_builtins.property
+    def httpGet(self) -> Global___HTTPGetAction: ...
+    @_builtins.property
+    def tcpSocket(self) -> Global___TCPSocketAction: ...
+    @_builtins.property
+    def grpc(self) -> Global___GRPCAction: ...
+    def __init__(
+        self,
+        *,
+        exec: Global___ExecAction | None = ...,
+        httpGet: Global___HTTPGetAction | None = ...,
+        tcpSocket: Global___TCPSocketAction | None = ...,
+        grpc: Global___GRPCAction | None = ...,
+        initialDelaySeconds: _builtins.int | None = ...,
+        timeoutSeconds: _builtins.int | None = ...,
+        periodSeconds: _builtins.int | None = ...,
+        successThreshold: _builtins.int | None = ...,
+        failureThreshold: _builtins.int | None = ...,
+        terminationGracePeriodSeconds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failureThreshold", b"_failureThreshold", "_initialDelaySeconds", b"_initialDelaySeconds", "_periodSeconds", b"_periodSeconds", "_successThreshold", b"_successThreshold", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "_timeoutSeconds", b"_timeoutSeconds", "exec", b"exec", "failureThreshold", b"failureThreshold", "grpc", b"grpc", "httpGet", b"httpGet", "initialDelaySeconds", b"initialDelaySeconds", "periodSeconds", b"periodSeconds", "successThreshold", b"successThreshold", "tcpSocket", b"tcpSocket", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds", "timeoutSeconds", b"timeoutSeconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failureThreshold", b"_failureThreshold", "_initialDelaySeconds", b"_initialDelaySeconds", "_periodSeconds", b"_periodSeconds", "_successThreshold", b"_successThreshold", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "_timeoutSeconds", b"_timeoutSeconds", "exec", b"exec", "failureThreshold", b"failureThreshold", "grpc", b"grpc", "httpGet", b"httpGet", "initialDelaySeconds", b"initialDelaySeconds", "periodSeconds", b"periodSeconds", "successThreshold", b"successThreshold", "tcpSocket", b"tcpSocket", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds", "timeoutSeconds", b"timeoutSeconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__failureThreshold: _TypeAlias = _typing.Literal["failureThreshold"]  # noqa: Y015
+    _WhichOneofArgType__failureThreshold: _TypeAlias = _typing.Literal["_failureThreshold", b"_failureThreshold"]  # noqa: Y015
+    _WhichOneofReturnType__initialDelaySeconds: _TypeAlias = _typing.Literal["initialDelaySeconds"]  # noqa: Y015
+    _WhichOneofArgType__initialDelaySeconds: _TypeAlias = _typing.Literal["_initialDelaySeconds", b"_initialDelaySeconds"]  # noqa: Y015
+    _WhichOneofReturnType__periodSeconds: _TypeAlias = _typing.Literal["periodSeconds"]  # noqa: Y015
+    _WhichOneofArgType__periodSeconds: _TypeAlias = _typing.Literal["_periodSeconds", b"_periodSeconds"]  # noqa: Y015
+    _WhichOneofReturnType__successThreshold: _TypeAlias = _typing.Literal["successThreshold"]  # noqa: Y015
+    _WhichOneofArgType__successThreshold: _TypeAlias = _typing.Literal["_successThreshold", b"_successThreshold"]  # noqa: Y015
+    _WhichOneofReturnType__terminationGracePeriodSeconds: _TypeAlias = _typing.Literal["terminationGracePeriodSeconds"]  # noqa: Y015
+    _WhichOneofArgType__terminationGracePeriodSeconds: _TypeAlias = _typing.Literal["_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds"]  # noqa: Y015
+    _WhichOneofReturnType__timeoutSeconds: _TypeAlias = _typing.Literal["timeoutSeconds"]  # noqa: Y015
+    _WhichOneofArgType__timeoutSeconds: _TypeAlias = _typing.Literal["_timeoutSeconds", b"_timeoutSeconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failureThreshold) -> _WhichOneofReturnType__failureThreshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__initialDelaySeconds) -> _WhichOneofReturnType__initialDelaySeconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__periodSeconds) -> _WhichOneofReturnType__periodSeconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__successThreshold) -> _WhichOneofReturnType__successThreshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__terminationGracePeriodSeconds) -> _WhichOneofReturnType__terminationGracePeriodSeconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeoutSeconds) -> _WhichOneofReturnType__timeoutSeconds | None: ...
+
+Global___Probe: _TypeAlias = Probe  # noqa: Y015
+
+@_typing.final
+class LifecycleHandler(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXEC_FIELD_NUMBER: _builtins.int
+    HTTPGET_FIELD_NUMBER: _builtins.int
+    TCPSOCKET_FIELD_NUMBER: _builtins.int
+    SLEEP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def exec(self) -> Global___ExecAction: ...
+    @_builtins.property
+    def httpGet(self) -> Global___HTTPGetAction: ...
+    @_builtins.property
+    def tcpSocket(self) -> Global___TCPSocketAction: ...
+    @_builtins.property
+    def sleep(self) -> Global___SleepAction: ...
+    def __init__(
+        self,
+        *,
+        exec: Global___ExecAction | None = ...,
+        httpGet: Global___HTTPGetAction | None = ...,
+        tcpSocket: Global___TCPSocketAction | None = ...,
+        sleep: Global___SleepAction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "httpGet", b"httpGet", "sleep", b"sleep", "tcpSocket", b"tcpSocket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "httpGet", b"httpGet", "sleep", b"sleep", "tcpSocket", b"tcpSocket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LifecycleHandler: _TypeAlias = LifecycleHandler  # noqa: Y015
+
+@_typing.final
+class Lifecycle(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTSTART_FIELD_NUMBER: _builtins.int
+    PRESTOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def postStart(self) -> Global___LifecycleHandler: ...
+    @_builtins.property
+    def preStop(self) -> Global___LifecycleHandler: ...
+    def __init__(
+        self,
+        *,
+        postStart: Global___LifecycleHandler | None = ...,
+        preStop: Global___LifecycleHandler | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["postStart", b"postStart", "preStop", b"preStop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["postStart", b"postStart", "preStop", b"preStop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lifecycle: _TypeAlias = Lifecycle  # noqa: Y015
 
 @_typing.final
 class ResourceRequirements(_message.Message):
@@ -822,20 +1308,70 @@ class Capabilities(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DROP_FIELD_NUMBER: _builtins.int
+    ADD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def drop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def add(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         drop: _abc.Iterable[_builtins.str] | None = ...,
+        add: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop", b"drop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "drop", b"drop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
+
+@_typing.final
+class SeccompProfile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    LOCALHOSTPROFILE_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """RuntimeDefault, Unconfined, Localhost"""
+    localhostProfile: _builtins.str
+    """a file below the node's seccomp folder"""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        localhostProfile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["localhostProfile", b"localhostProfile", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeccompProfile: _TypeAlias = SeccompProfile  # noqa: Y015
+
+@_typing.final
+class Sysctl(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sysctl: _TypeAlias = Sysctl  # noqa: Y015
 
 @_typing.final
 class SecurityContext(_message.Message):
@@ -847,13 +1383,18 @@ class SecurityContext(_message.Message):
     READONLYROOTFILESYSTEM_FIELD_NUMBER: _builtins.int
     ALLOWPRIVILEGEESCALATION_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    PRIVILEGED_FIELD_NUMBER: _builtins.int
+    SECCOMPPROFILE_FIELD_NUMBER: _builtins.int
     runAsUser: _builtins.int
     runAsGroup: _builtins.int
     runAsNonRoot: _builtins.bool
     readOnlyRootFilesystem: _builtins.bool
     allowPrivilegeEscalation: _builtins.bool
+    privileged: _builtins.bool
     @_builtins.property
     def capabilities(self) -> Global___Capabilities: ...
+    @_builtins.property
+    def seccompProfile(self) -> Global___SeccompProfile: ...
     def __init__(
         self,
         *,
@@ -863,13 +1404,17 @@ class SecurityContext(_message.Message):
         readOnlyRootFilesystem: _builtins.bool | None = ...,
         allowPrivilegeEscalation: _builtins.bool | None = ...,
         capabilities: Global___Capabilities | None = ...,
+        privileged: _builtins.bool | None = ...,
+        seccompProfile: Global___SeccompProfile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allowPrivilegeEscalation", b"_allowPrivilegeEscalation", "_readOnlyRootFilesystem", b"_readOnlyRootFilesystem", "_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "allowPrivilegeEscalation", b"allowPrivilegeEscalation", "capabilities", b"capabilities", "readOnlyRootFilesystem", b"readOnlyRootFilesystem", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allowPrivilegeEscalation", b"_allowPrivilegeEscalation", "_privileged", b"_privileged", "_readOnlyRootFilesystem", b"_readOnlyRootFilesystem", "_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "allowPrivilegeEscalation", b"allowPrivilegeEscalation", "capabilities", b"capabilities", "privileged", b"privileged", "readOnlyRootFilesystem", b"readOnlyRootFilesystem", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser", "seccompProfile", b"seccompProfile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allowPrivilegeEscalation", b"_allowPrivilegeEscalation", "_readOnlyRootFilesystem", b"_readOnlyRootFilesystem", "_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "allowPrivilegeEscalation", b"allowPrivilegeEscalation", "capabilities", b"capabilities", "readOnlyRootFilesystem", b"readOnlyRootFilesystem", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allowPrivilegeEscalation", b"_allowPrivilegeEscalation", "_privileged", b"_privileged", "_readOnlyRootFilesystem", b"_readOnlyRootFilesystem", "_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "allowPrivilegeEscalation", b"allowPrivilegeEscalation", "capabilities", b"capabilities", "privileged", b"privileged", "readOnlyRootFilesystem", b"readOnlyRootFilesystem", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser", "seccompProfile", b"seccompProfile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allowPrivilegeEscalation: _TypeAlias = _typing.Literal["allowPrivilegeEscalation"]  # noqa: Y015
     _WhichOneofArgType__allowPrivilegeEscalation: _TypeAlias = _typing.Literal["_allowPrivilegeEscalation", b"_allowPrivilegeEscalation"]  # noqa: Y015
+    _WhichOneofReturnType__privileged: _TypeAlias = _typing.Literal["privileged"]  # noqa: Y015
+    _WhichOneofArgType__privileged: _TypeAlias = _typing.Literal["_privileged", b"_privileged"]  # noqa: Y015
     _WhichOneofReturnType__readOnlyRootFilesystem: _TypeAlias = _typing.Literal["readOnlyRootFilesystem"]  # noqa: Y015
     _WhichOneofArgType__readOnlyRootFilesystem: _TypeAlias = _typing.Literal["_readOnlyRootFilesystem", b"_readOnlyRootFilesystem"]  # noqa: Y015
     _WhichOneofReturnType__runAsGroup: _TypeAlias = _typing.Literal["runAsGroup"]  # noqa: Y015
@@ -880,6 +1425,8 @@ class SecurityContext(_message.Message):
     _WhichOneofArgType__runAsUser: _TypeAlias = _typing.Literal["_runAsUser", b"_runAsUser"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allowPrivilegeEscalation) -> _WhichOneofReturnType__allowPrivilegeEscalation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__privileged) -> _WhichOneofReturnType__privileged | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__readOnlyRootFilesystem) -> _WhichOneofReturnType__readOnlyRootFilesystem | None: ...
     @_typing.overload
@@ -898,26 +1445,53 @@ class PodSecurityContext(_message.Message):
     RUNASUSER_FIELD_NUMBER: _builtins.int
     RUNASGROUP_FIELD_NUMBER: _builtins.int
     RUNASNONROOT_FIELD_NUMBER: _builtins.int
+    SUPPLEMENTALGROUPS_FIELD_NUMBER: _builtins.int
+    FSGROUP_FIELD_NUMBER: _builtins.int
+    FSGROUPCHANGEPOLICY_FIELD_NUMBER: _builtins.int
+    SYSCTLS_FIELD_NUMBER: _builtins.int
+    SECCOMPPROFILE_FIELD_NUMBER: _builtins.int
     runAsUser: _builtins.int
     runAsGroup: _builtins.int
     runAsNonRoot: _builtins.bool
+    fsGroup: _builtins.int
+    fsGroupChangePolicy: _builtins.str
+    """Always, OnRootMismatch"""
+    @_builtins.property
+    def supplementalGroups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def sysctls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sysctl]: ...
+    @_builtins.property
+    def seccompProfile(self) -> Global___SeccompProfile: ...
     def __init__(
         self,
         *,
         runAsUser: _builtins.int | None = ...,
         runAsGroup: _builtins.int | None = ...,
         runAsNonRoot: _builtins.bool | None = ...,
+        supplementalGroups: _abc.Iterable[_builtins.int] | None = ...,
+        fsGroup: _builtins.int | None = ...,
+        fsGroupChangePolicy: _builtins.str | None = ...,
+        sysctls: _abc.Iterable[Global___Sysctl] | None = ...,
+        seccompProfile: Global___SeccompProfile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fsGroup", b"_fsGroup", "_fsGroupChangePolicy", b"_fsGroupChangePolicy", "_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "fsGroup", b"fsGroup", "fsGroupChangePolicy", b"fsGroupChangePolicy", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser", "seccompProfile", b"seccompProfile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fsGroup", b"_fsGroup", "_fsGroupChangePolicy", b"_fsGroupChangePolicy", "_runAsGroup", b"_runAsGroup", "_runAsNonRoot", b"_runAsNonRoot", "_runAsUser", b"_runAsUser", "fsGroup", b"fsGroup", "fsGroupChangePolicy", b"fsGroupChangePolicy", "runAsGroup", b"runAsGroup", "runAsNonRoot", b"runAsNonRoot", "runAsUser", b"runAsUser", "seccompProfile", b"seccompProfile", "supplementalGroups", b"supplementalGroups", "sysctls", b"sysctls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fsGroup: _TypeAlias = _typing.Literal["fsGroup"]  # noqa: Y015
+    _WhichOneofArgType__fsGroup: _TypeAlias = _typing.Literal["_fsGroup", b"_fsGroup"]  # noqa: Y015
+    _WhichOneofReturnType__fsGroupChangePolicy: _TypeAlias = _typing.Literal["fsGroupChangePolicy"]  # noqa: Y015
+    _WhichOneofArgType__fsGroupChangePolicy: _TypeAlias = _typing.Literal["_fsGroupChangePolicy", b"_fsGroupChangePolicy"]  # noqa: Y015
     _WhichOneofReturnType__runAsGroup: _TypeAlias = _typing.Literal["runAsGroup"]  # noqa: Y015
     _WhichOneofArgType__runAsGroup: _TypeAlias = _typing.Literal["_runAsGroup", b"_runAsGroup"]  # noqa: Y015
     _WhichOneofReturnType__runAsNonRoot: _TypeAlias = _typing.Literal["runAsNonRoot"]  # noqa: Y015
     _WhichOneofArgType__runAsNonRoot: _TypeAlias = _typing.Literal["_runAsNonRoot", b"_runAsNonRoot"]  # noqa: Y015
     _WhichOneofReturnType__runAsUser: _TypeAlias = _typing.Literal["runAsUser"]  # noqa: Y015
     _WhichOneofArgType__runAsUser: _TypeAlias = _typing.Literal["_runAsUser", b"_runAsUser"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fsGroup) -> _WhichOneofReturnType__fsGroup | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fsGroupChangePolicy) -> _WhichOneofReturnType__fsGroupChangePolicy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__runAsGroup) -> _WhichOneofReturnType__runAsGroup | None: ...
     @_typing.overload
@@ -940,9 +1514,32 @@ class Container(_message.Message):
     ENV_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     SECURITYCONTEXT_FIELD_NUMBER: _builtins.int
+    ENVFROM_FIELD_NUMBER: _builtins.int
+    VOLUMEMOUNTS_FIELD_NUMBER: _builtins.int
+    LIVENESSPROBE_FIELD_NUMBER: _builtins.int
+    READINESSPROBE_FIELD_NUMBER: _builtins.int
+    STARTUPPROBE_FIELD_NUMBER: _builtins.int
+    LIFECYCLE_FIELD_NUMBER: _builtins.int
+    TERMINATIONMESSAGEPATH_FIELD_NUMBER: _builtins.int
+    TERMINATIONMESSAGEPOLICY_FIELD_NUMBER: _builtins.int
+    IMAGEPULLPOLICY_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    STDINONCE_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    RESTARTPOLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     image: _builtins.str
     workingDir: _builtins.str
+    terminationMessagePath: _builtins.str
+    terminationMessagePolicy: _builtins.str
+    """File, FallbackToLogsOnError"""
+    imagePullPolicy: _builtins.str
+    """Always, IfNotPresent, Never"""
+    stdin: _builtins.bool
+    stdinOnce: _builtins.bool
+    tty: _builtins.bool
+    restartPolicy: _builtins.str
+    """init containers only: Always makes a sidecar"""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -955,6 +1552,18 @@ class Container(_message.Message):
     def resources(self) -> Global___ResourceRequirements: ...
     @_builtins.property
     def securityContext(self) -> Global___SecurityContext: ...
+    @_builtins.property
+    def envFrom(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnvFromSource]: ...
+    @_builtins.property
+    def volumeMounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeMount]: ...
+    @_builtins.property
+    def livenessProbe(self) -> Global___Probe: ...
+    @_builtins.property
+    def readinessProbe(self) -> Global___Probe: ...
+    @_builtins.property
+    def startupProbe(self) -> Global___Probe: ...
+    @_builtins.property
+    def lifecycle(self) -> Global___Lifecycle: ...
     def __init__(
         self,
         *,
@@ -967,14 +1576,479 @@ class Container(_message.Message):
         env: _abc.Iterable[Global___EnvVar] | None = ...,
         resources: Global___ResourceRequirements | None = ...,
         securityContext: Global___SecurityContext | None = ...,
+        envFrom: _abc.Iterable[Global___EnvFromSource] | None = ...,
+        volumeMounts: _abc.Iterable[Global___VolumeMount] | None = ...,
+        livenessProbe: Global___Probe | None = ...,
+        readinessProbe: Global___Probe | None = ...,
+        startupProbe: Global___Probe | None = ...,
+        lifecycle: Global___Lifecycle | None = ...,
+        terminationMessagePath: _builtins.str | None = ...,
+        terminationMessagePolicy: _builtins.str | None = ...,
+        imagePullPolicy: _builtins.str | None = ...,
+        stdin: _builtins.bool | None = ...,
+        stdinOnce: _builtins.bool | None = ...,
+        tty: _builtins.bool | None = ...,
+        restartPolicy: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "securityContext", b"securityContext"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_imagePullPolicy", b"_imagePullPolicy", "_restartPolicy", b"_restartPolicy", "_stdin", b"_stdin", "_stdinOnce", b"_stdinOnce", "_terminationMessagePath", b"_terminationMessagePath", "_terminationMessagePolicy", b"_terminationMessagePolicy", "_tty", b"_tty", "imagePullPolicy", b"imagePullPolicy", "lifecycle", b"lifecycle", "livenessProbe", b"livenessProbe", "readinessProbe", b"readinessProbe", "resources", b"resources", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "startupProbe", b"startupProbe", "stdin", b"stdin", "stdinOnce", b"stdinOnce", "terminationMessagePath", b"terminationMessagePath", "terminationMessagePolicy", b"terminationMessagePolicy", "tty", b"tty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "image", b"image", "name", b"name", "ports", b"ports", "resources", b"resources", "securityContext", b"securityContext", "workingDir", b"workingDir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_imagePullPolicy", b"_imagePullPolicy", "_restartPolicy", b"_restartPolicy", "_stdin", b"_stdin", "_stdinOnce", b"_stdinOnce", "_terminationMessagePath", b"_terminationMessagePath", "_terminationMessagePolicy", b"_terminationMessagePolicy", "_tty", b"_tty", "args", b"args", "command", b"command", "env", b"env", "envFrom", b"envFrom", "image", b"image", "imagePullPolicy", b"imagePullPolicy", "lifecycle", b"lifecycle", "livenessProbe", b"livenessProbe", "name", b"name", "ports", b"ports", "readinessProbe", b"readinessProbe", "resources", b"resources", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "startupProbe", b"startupProbe", "stdin", b"stdin", "stdinOnce", b"stdinOnce", "terminationMessagePath", b"terminationMessagePath", "terminationMessagePolicy", b"terminationMessagePolicy", "tty", b"tty", "volumeMounts", b"volumeMounts", "workingDir", b"workingDir"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__imagePullPolicy: _TypeAlias = _typing.Literal["imagePullPolicy"]  # noqa: Y015
+    _WhichOneofArgType__imagePullPolicy: _TypeAlias = _typing.Literal["_imagePullPolicy", b"_imagePullPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__restartPolicy: _TypeAlias = _typing.Literal["restartPolicy"]  # noqa: Y015
+    _WhichOneofArgType__restartPolicy: _TypeAlias = _typing.Literal["_restartPolicy", b"_restartPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__stdin: _TypeAlias = _typing.Literal["stdin"]  # noqa: Y015
+    _WhichOneofArgType__stdin: _TypeAlias = _typing.Literal["_stdin", b"_stdin"]  # noqa: Y015
+    _WhichOneofReturnType__stdinOnce: _TypeAlias = _typing.Literal["stdinOnce"]  # noqa: Y015
+    _WhichOneofArgType__stdinOnce: _TypeAlias = _typing.Literal["_stdinOnce", b"_stdinOnce"]  # noqa: Y015
+    _WhichOneofReturnType__terminationMessagePath: _TypeAlias = _typing.Literal["terminationMessagePath"]  # noqa: Y015
+    _WhichOneofArgType__terminationMessagePath: _TypeAlias = _typing.Literal["_terminationMessagePath", b"_terminationMessagePath"]  # noqa: Y015
+    _WhichOneofReturnType__terminationMessagePolicy: _TypeAlias = _typing.Literal["terminationMessagePolicy"]  # noqa: Y015
+    _WhichOneofArgType__terminationMessagePolicy: _TypeAlias = _typing.Literal["_terminationMessagePolicy", b"_terminationMessagePolicy"]  # noqa: Y015
+    _WhichOneofReturnType__tty: _TypeAlias = _typing.Literal["tty"]  # noqa: Y015
+    _WhichOneofArgType__tty: _TypeAlias = _typing.Literal["_tty", b"_tty"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__imagePullPolicy) -> _WhichOneofReturnType__imagePullPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__restartPolicy) -> _WhichOneofReturnType__restartPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stdin) -> _WhichOneofReturnType__stdin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stdinOnce) -> _WhichOneofReturnType__stdinOnce | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__terminationMessagePath) -> _WhichOneofReturnType__terminationMessagePath | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__terminationMessagePolicy) -> _WhichOneofReturnType__terminationMessagePolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tty) -> _WhichOneofReturnType__tty | None: ...
+
+Global___Container: _TypeAlias = Container  # noqa: Y015
+
+@_typing.final
+class KeyToPath(_message.Message):
+    """---- Volumes ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    path: _builtins.str
+    mode: _builtins.int
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        path: _builtins.str = ...,
+        mode: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "mode", b"mode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "key", b"key", "mode", b"mode", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
+    _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
+
+Global___KeyToPath: _TypeAlias = KeyToPath  # noqa: Y015
+
+@_typing.final
+class EmptyDirVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIUM_FIELD_NUMBER: _builtins.int
+    SIZELIMIT_FIELD_NUMBER: _builtins.int
+    medium: _builtins.str
+    """"" (disk) or Memory"""
+    @_builtins.property
+    def sizeLimit(self) -> Global___Quantity: ...
+    def __init__(
+        self,
+        *,
+        medium: _builtins.str | None = ...,
+        sizeLimit: Global___Quantity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_medium", b"_medium", "medium", b"medium", "sizeLimit", b"sizeLimit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_medium", b"_medium", "medium", b"medium", "sizeLimit", b"sizeLimit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__medium: _TypeAlias = _typing.Literal["medium"]  # noqa: Y015
+    _WhichOneofArgType__medium: _TypeAlias = _typing.Literal["_medium", b"_medium"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__medium) -> _WhichOneofReturnType__medium | None: ...
+
+Global___EmptyDirVolumeSource: _TypeAlias = EmptyDirVolumeSource  # noqa: Y015
+
+@_typing.final
+class HostPathVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    type: _builtins.str
+    """"", DirectoryOrCreate, Directory, FileOrCreate, File, Socket, CharDevice, BlockDevice"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        type: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_type", b"_type", "type", b"type"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_type", b"_type", "path", b"path", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__type: _TypeAlias = _typing.Literal["type"]  # noqa: Y015
+    _WhichOneofArgType__type: _TypeAlias = _typing.Literal["_type", b"_type"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__type) -> _WhichOneofReturnType__type | None: ...
+
+Global___HostPathVolumeSource: _TypeAlias = HostPathVolumeSource  # noqa: Y015
+
+@_typing.final
+class ConfigMapVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    DEFAULTMODE_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    defaultMode: _builtins.int
+    optional: _builtins.bool
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyToPath]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        items: _abc.Iterable[Global___KeyToPath] | None = ...,
+        defaultMode: _builtins.int | None = ...,
+        optional: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "_optional", b"_optional", "defaultMode", b"defaultMode", "optional", b"optional"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "_optional", b"_optional", "defaultMode", b"defaultMode", "items", b"items", "name", b"name", "optional", b"optional"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__defaultMode: _TypeAlias = _typing.Literal["defaultMode"]  # noqa: Y015
+    _WhichOneofArgType__defaultMode: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode"]  # noqa: Y015
+    _WhichOneofReturnType__optional: _TypeAlias = _typing.Literal["optional"]  # noqa: Y015
+    _WhichOneofArgType__optional: _TypeAlias = _typing.Literal["_optional", b"_optional"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__defaultMode) -> _WhichOneofReturnType__defaultMode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optional) -> _WhichOneofReturnType__optional | None: ...
+
+Global___ConfigMapVolumeSource: _TypeAlias = ConfigMapVolumeSource  # noqa: Y015
+
+@_typing.final
+class SecretVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRETNAME_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    DEFAULTMODE_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    secretName: _builtins.str
+    defaultMode: _builtins.int
+    optional: _builtins.bool
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyToPath]: ...
+    def __init__(
+        self,
+        *,
+        secretName: _builtins.str = ...,
+        items: _abc.Iterable[Global___KeyToPath] | None = ...,
+        defaultMode: _builtins.int | None = ...,
+        optional: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "_optional", b"_optional", "defaultMode", b"defaultMode", "optional", b"optional"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "_optional", b"_optional", "defaultMode", b"defaultMode", "items", b"items", "optional", b"optional", "secretName", b"secretName"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__defaultMode: _TypeAlias = _typing.Literal["defaultMode"]  # noqa: Y015
+    _WhichOneofArgType__defaultMode: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode"]  # noqa: Y015
+    _WhichOneofReturnType__optional: _TypeAlias = _typing.Literal["optional"]  # noqa: Y015
+    _WhichOneofArgType__optional: _TypeAlias = _typing.Literal["_optional", b"_optional"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__defaultMode) -> _WhichOneofReturnType__defaultMode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optional) -> _WhichOneofReturnType__optional | None: ...
+
+Global___SecretVolumeSource: _TypeAlias = SecretVolumeSource  # noqa: Y015
+
+@_typing.final
+class DownwardAPIVolumeFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    FIELDREF_FIELD_NUMBER: _builtins.int
+    RESOURCEFIELDREF_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    mode: _builtins.int
+    @_builtins.property
+    def fieldRef(self) -> Global___ObjectFieldSelector: ...
+    @_builtins.property
+    def resourceFieldRef(self) -> Global___ResourceFieldSelector: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        fieldRef: Global___ObjectFieldSelector | None = ...,
+        resourceFieldRef: Global___ResourceFieldSelector | None = ...,
+        mode: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "fieldRef", b"fieldRef", "mode", b"mode", "resourceFieldRef", b"resourceFieldRef"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "fieldRef", b"fieldRef", "mode", b"mode", "path", b"path", "resourceFieldRef", b"resourceFieldRef"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
+    _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
+
+Global___DownwardAPIVolumeFile: _TypeAlias = DownwardAPIVolumeFile  # noqa: Y015
+
+@_typing.final
+class DownwardAPIVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    DEFAULTMODE_FIELD_NUMBER: _builtins.int
+    defaultMode: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___DownwardAPIVolumeFile]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___DownwardAPIVolumeFile] | None = ...,
+        defaultMode: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "defaultMode", b"defaultMode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "defaultMode", b"defaultMode", "items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__defaultMode: _TypeAlias = _typing.Literal["defaultMode"]  # noqa: Y015
+    _WhichOneofArgType__defaultMode: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__defaultMode) -> _WhichOneofReturnType__defaultMode | None: ...
+
+Global___DownwardAPIVolumeSource: _TypeAlias = DownwardAPIVolumeSource  # noqa: Y015
+
+@_typing.final
+class ProjectedSource(_message.Message):
+    """a ConfigMap or a Secret"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    optional: _builtins.bool
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyToPath]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        items: _abc.Iterable[Global___KeyToPath] | None = ...,
+        optional: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_optional", b"_optional", "optional", b"optional"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optional", b"_optional", "items", b"items", "name", b"name", "optional", b"optional"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__optional: _TypeAlias = _typing.Literal["optional"]  # noqa: Y015
+    _WhichOneofArgType__optional: _TypeAlias = _typing.Literal["_optional", b"_optional"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optional) -> _WhichOneofReturnType__optional | None: ...
+
+Global___ProjectedSource: _TypeAlias = ProjectedSource  # noqa: Y015
+
+@_typing.final
+class ProjectedDownwardAPI(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___DownwardAPIVolumeFile]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___DownwardAPIVolumeFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Container: _TypeAlias = Container  # noqa: Y015
+Global___ProjectedDownwardAPI: _TypeAlias = ProjectedDownwardAPI  # noqa: Y015
+
+@_typing.final
+class VolumeProjection(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIGMAP_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    DOWNWARDAPI_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def configMap(self) -> Global___ProjectedSource: ...
+    @_builtins.property
+    def secret(self) -> Global___ProjectedSource: ...
+    @_builtins.property
+    def downwardAPI(self) -> Global___ProjectedDownwardAPI: ...
+    def __init__(
+        self,
+        *,
+        configMap: Global___ProjectedSource | None = ...,
+        secret: Global___ProjectedSource | None = ...,
+        downwardAPI: Global___ProjectedDownwardAPI | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configMap", b"configMap", "downwardAPI", b"downwardAPI", "secret", b"secret"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configMap", b"configMap", "downwardAPI", b"downwardAPI", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeProjection: _TypeAlias = VolumeProjection  # noqa: Y015
+
+@_typing.final
+class ProjectedVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCES_FIELD_NUMBER: _builtins.int
+    DEFAULTMODE_FIELD_NUMBER: _builtins.int
+    defaultMode: _builtins.int
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeProjection]: ...
+    def __init__(
+        self,
+        *,
+        sources: _abc.Iterable[Global___VolumeProjection] | None = ...,
+        defaultMode: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "defaultMode", b"defaultMode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode", "defaultMode", b"defaultMode", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__defaultMode: _TypeAlias = _typing.Literal["defaultMode"]  # noqa: Y015
+    _WhichOneofArgType__defaultMode: _TypeAlias = _typing.Literal["_defaultMode", b"_defaultMode"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__defaultMode) -> _WhichOneofReturnType__defaultMode | None: ...
+
+Global___ProjectedVolumeSource: _TypeAlias = ProjectedVolumeSource  # noqa: Y015
+
+@_typing.final
+class PersistentVolumeClaimVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLAIMNAME_FIELD_NUMBER: _builtins.int
+    READONLY_FIELD_NUMBER: _builtins.int
+    claimName: _builtins.str
+    readOnly: _builtins.bool
+    def __init__(
+        self,
+        *,
+        claimName: _builtins.str = ...,
+        readOnly: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_readOnly", b"_readOnly", "readOnly", b"readOnly"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_readOnly", b"_readOnly", "claimName", b"claimName", "readOnly", b"readOnly"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__readOnly: _TypeAlias = _typing.Literal["readOnly"]  # noqa: Y015
+    _WhichOneofArgType__readOnly: _TypeAlias = _typing.Literal["_readOnly", b"_readOnly"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__readOnly) -> _WhichOneofReturnType__readOnly | None: ...
+
+Global___PersistentVolumeClaimVolumeSource: _TypeAlias = PersistentVolumeClaimVolumeSource  # noqa: Y015
+
+@_typing.final
+class Volume(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EMPTYDIR_FIELD_NUMBER: _builtins.int
+    HOSTPATH_FIELD_NUMBER: _builtins.int
+    CONFIGMAP_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    DOWNWARDAPI_FIELD_NUMBER: _builtins.int
+    PROJECTED_FIELD_NUMBER: _builtins.int
+    PERSISTENTVOLUMECLAIM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def emptyDir(self) -> Global___EmptyDirVolumeSource: ...
+    @_builtins.property
+    def hostPath(self) -> Global___HostPathVolumeSource: ...
+    @_builtins.property
+    def configMap(self) -> Global___ConfigMapVolumeSource: ...
+    @_builtins.property
+    def secret(self) -> Global___SecretVolumeSource: ...
+    @_builtins.property
+    def downwardAPI(self) -> Global___DownwardAPIVolumeSource: ...
+    @_builtins.property
+    def projected(self) -> Global___ProjectedVolumeSource: ...
+    @_builtins.property
+    def persistentVolumeClaim(self) -> Global___PersistentVolumeClaimVolumeSource: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        emptyDir: Global___EmptyDirVolumeSource | None = ...,
+        hostPath: Global___HostPathVolumeSource | None = ...,
+        configMap: Global___ConfigMapVolumeSource | None = ...,
+        secret: Global___SecretVolumeSource | None = ...,
+        downwardAPI: Global___DownwardAPIVolumeSource | None = ...,
+        projected: Global___ProjectedVolumeSource | None = ...,
+        persistentVolumeClaim: Global___PersistentVolumeClaimVolumeSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configMap", b"configMap", "downwardAPI", b"downwardAPI", "emptyDir", b"emptyDir", "hostPath", b"hostPath", "persistentVolumeClaim", b"persistentVolumeClaim", "projected", b"projected", "secret", b"secret"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configMap", b"configMap", "downwardAPI", b"downwardAPI", "emptyDir", b"emptyDir", "hostPath", b"hostPath", "name", b"name", "persistentVolumeClaim", b"persistentVolumeClaim", "projected", b"projected", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class HostAlias(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IP_FIELD_NUMBER: _builtins.int
+    HOSTNAMES_FIELD_NUMBER: _builtins.int
+    ip: _builtins.str
+    @_builtins.property
+    def hostnames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ip: _builtins.str = ...,
+        hostnames: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hostnames", b"hostnames", "ip", b"ip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostAlias: _TypeAlias = HostAlias  # noqa: Y015
+
+@_typing.final
+class LocalObjectReference(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalObjectReference: _TypeAlias = LocalObjectReference  # noqa: Y015
 
 @_typing.final
 class Toleration(_message.Message):
@@ -1046,10 +2120,30 @@ class PodSpec(_message.Message):
     NODENAME_FIELD_NUMBER: _builtins.int
     SECURITYCONTEXT_FIELD_NUMBER: _builtins.int
     TOLERATIONS_FIELD_NUMBER: _builtins.int
+    INITCONTAINERS_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    ACTIVEDEADLINESECONDS_FIELD_NUMBER: _builtins.int
+    HOSTNETWORK_FIELD_NUMBER: _builtins.int
+    HOSTPID_FIELD_NUMBER: _builtins.int
+    HOSTIPC_FIELD_NUMBER: _builtins.int
+    SHAREPROCESSNAMESPACE_FIELD_NUMBER: _builtins.int
+    IMAGEPULLSECRETS_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    SUBDOMAIN_FIELD_NUMBER: _builtins.int
+    HOSTALIASES_FIELD_NUMBER: _builtins.int
+    SETHOSTNAMEASFQDN_FIELD_NUMBER: _builtins.int
     restartPolicy: _builtins.str
     """Always, OnFailure, Never"""
     terminationGracePeriodSeconds: _builtins.int
     nodeName: _builtins.str
+    activeDeadlineSeconds: _builtins.int
+    hostNetwork: _builtins.bool
+    hostPID: _builtins.bool
+    hostIPC: _builtins.bool
+    shareProcessNamespace: _builtins.bool
+    hostname: _builtins.str
+    subdomain: _builtins.str
+    setHostnameAsFQDN: _builtins.bool
     @_builtins.property
     def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]: ...
     @_builtins.property
@@ -1058,6 +2152,14 @@ class PodSpec(_message.Message):
     def securityContext(self) -> Global___PodSecurityContext: ...
     @_builtins.property
     def tolerations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Toleration]: ...
+    @_builtins.property
+    def initContainers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Volume]: ...
+    @_builtins.property
+    def imagePullSecrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocalObjectReference]: ...
+    @_builtins.property
+    def hostAliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostAlias]: ...
     def __init__(
         self,
         *,
@@ -1068,17 +2170,53 @@ class PodSpec(_message.Message):
         nodeName: _builtins.str = ...,
         securityContext: Global___PodSecurityContext | None = ...,
         tolerations: _abc.Iterable[Global___Toleration] | None = ...,
+        initContainers: _abc.Iterable[Global___Container] | None = ...,
+        volumes: _abc.Iterable[Global___Volume] | None = ...,
+        activeDeadlineSeconds: _builtins.int | None = ...,
+        hostNetwork: _builtins.bool | None = ...,
+        hostPID: _builtins.bool | None = ...,
+        hostIPC: _builtins.bool | None = ...,
+        shareProcessNamespace: _builtins.bool | None = ...,
+        imagePullSecrets: _abc.Iterable[Global___LocalObjectReference] | None = ...,
+        hostname: _builtins.str = ...,
+        subdomain: _builtins.str = ...,
+        hostAliases: _abc.Iterable[Global___HostAlias] | None = ...,
+        setHostnameAsFQDN: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_restartPolicy", b"_restartPolicy", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds", "_hostIPC", b"_hostIPC", "_hostNetwork", b"_hostNetwork", "_hostPID", b"_hostPID", "_restartPolicy", b"_restartPolicy", "_setHostnameAsFQDN", b"_setHostnameAsFQDN", "_shareProcessNamespace", b"_shareProcessNamespace", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "activeDeadlineSeconds", b"activeDeadlineSeconds", "hostIPC", b"hostIPC", "hostNetwork", b"hostNetwork", "hostPID", b"hostPID", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "setHostnameAsFQDN", b"setHostnameAsFQDN", "shareProcessNamespace", b"shareProcessNamespace", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_restartPolicy", b"_restartPolicy", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "containers", b"containers", "nodeName", b"nodeName", "nodeSelector", b"nodeSelector", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds", "tolerations", b"tolerations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds", "_hostIPC", b"_hostIPC", "_hostNetwork", b"_hostNetwork", "_hostPID", b"_hostPID", "_restartPolicy", b"_restartPolicy", "_setHostnameAsFQDN", b"_setHostnameAsFQDN", "_shareProcessNamespace", b"_shareProcessNamespace", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "activeDeadlineSeconds", b"activeDeadlineSeconds", "containers", b"containers", "hostAliases", b"hostAliases", "hostIPC", b"hostIPC", "hostNetwork", b"hostNetwork", "hostPID", b"hostPID", "hostname", b"hostname", "imagePullSecrets", b"imagePullSecrets", "initContainers", b"initContainers", "nodeName", b"nodeName", "nodeSelector", b"nodeSelector", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "setHostnameAsFQDN", b"setHostnameAsFQDN", "shareProcessNamespace", b"shareProcessNamespace", "subdomain", b"subdomain", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds", "tolerations", b"tolerations", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__activeDeadlineSeconds: _TypeAlias = _typing.Literal["activeDeadlineSeconds"]  # noqa: Y015
+    _WhichOneofArgType__activeDeadlineSeconds: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds"]  # noqa: Y015
+    _WhichOneofReturnType__hostIPC: _TypeAlias = _typing.Literal["hostIPC"]  # noqa: Y015
+    _WhichOneofArgType__hostIPC: _TypeAlias = _typing.Literal["_hostIPC", b"_hostIPC"]  # noqa: Y015
+    _WhichOneofReturnType__hostNetwork: _TypeAlias = _typing.Literal["hostNetwork"]  # noqa: Y015
+    _WhichOneofArgType__hostNetwork: _TypeAlias = _typing.Literal["_hostNetwork", b"_hostNetwork"]  # noqa: Y015
+    _WhichOneofReturnType__hostPID: _TypeAlias = _typing.Literal["hostPID"]  # noqa: Y015
+    _WhichOneofArgType__hostPID: _TypeAlias = _typing.Literal["_hostPID", b"_hostPID"]  # noqa: Y015
     _WhichOneofReturnType__restartPolicy: _TypeAlias = _typing.Literal["restartPolicy"]  # noqa: Y015
     _WhichOneofArgType__restartPolicy: _TypeAlias = _typing.Literal["_restartPolicy", b"_restartPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__setHostnameAsFQDN: _TypeAlias = _typing.Literal["setHostnameAsFQDN"]  # noqa: Y015
+    _WhichOneofArgType__setHostnameAsFQDN: _TypeAlias = _typing.Literal["_setHostnameAsFQDN", b"_setHostnameAsFQDN"]  # noqa: Y015
+    _WhichOneofReturnType__shareProcessNamespace: _TypeAlias = _typing.Literal["shareProcessNamespace"]  # noqa: Y015
+    _WhichOneofArgType__shareProcessNamespace: _TypeAlias = _typing.Literal["_shareProcessNamespace", b"_shareProcessNamespace"]  # noqa: Y015
     _WhichOneofReturnType__terminationGracePeriodSeconds: _TypeAlias = _typing.Literal["terminationGracePeriodSeconds"]  # noqa: Y015
     _WhichOneofArgType__terminationGracePeriodSeconds: _TypeAlias = _typing.Literal["_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__activeDeadlineSeconds) -> _WhichOneofReturnType__activeDeadlineSeconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hostIPC) -> _WhichOneofReturnType__hostIPC | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hostNetwork) -> _WhichOneofReturnType__hostNetwork | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hostPID) -> _WhichOneofReturnType__hostPID | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__restartPolicy) -> _WhichOneofReturnType__restartPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__setHostnameAsFQDN) -> _WhichOneofReturnType__setHostnameAsFQDN | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shareProcessNamespace) -> _WhichOneofReturnType__shareProcessNamespace | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__terminationGracePeriodSeconds) -> _WhichOneofReturnType__terminationGracePeriodSeconds | None: ...
 
@@ -1275,6 +2413,8 @@ class PodStatus(_message.Message):
     CONTAINERSTATUSES_FIELD_NUMBER: _builtins.int
     QOSCLASS_FIELD_NUMBER: _builtins.int
     OBSERVEDGENERATION_FIELD_NUMBER: _builtins.int
+    INITCONTAINERSTATUSES_FIELD_NUMBER: _builtins.int
+    HOSTIPS_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """Pending, Running, Succeeded, Failed"""
     message: _builtins.str
@@ -1293,6 +2433,10 @@ class PodStatus(_message.Message):
     def startTime(self) -> Global___Time: ...
     @_builtins.property
     def containerStatuses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContainerStatus]: ...
+    @_builtins.property
+    def initContainerStatuses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContainerStatus]: ...
+    @_builtins.property
+    def hostIPs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodIP]: ...
     def __init__(
         self,
         *,
@@ -1307,10 +2451,12 @@ class PodStatus(_message.Message):
         containerStatuses: _abc.Iterable[Global___ContainerStatus] | None = ...,
         qosClass: _builtins.str = ...,
         observedGeneration: _builtins.int = ...,
+        initContainerStatuses: _abc.Iterable[Global___ContainerStatus] | None = ...,
+        hostIPs: _abc.Iterable[Global___PodIP] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["startTime", b"startTime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "containerStatuses", b"containerStatuses", "hostIP", b"hostIP", "message", b"message", "observedGeneration", b"observedGeneration", "phase", b"phase", "podIP", b"podIP", "podIPs", b"podIPs", "qosClass", b"qosClass", "reason", b"reason", "startTime", b"startTime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "containerStatuses", b"containerStatuses", "hostIP", b"hostIP", "hostIPs", b"hostIPs", "initContainerStatuses", b"initContainerStatuses", "message", b"message", "observedGeneration", b"observedGeneration", "phase", b"phase", "podIP", b"podIP", "podIPs", b"podIPs", "qosClass", b"qosClass", "reason", b"reason", "startTime", b"startTime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1867,3 +3013,652 @@ class Event(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class NodeSelectorRequirement(_message.Message):
+    """---- Storage (core/v1, storage.k8s.io/v1) ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    operator: _builtins.str
+    """In, NotIn, Exists, DoesNotExist, Gt, Lt"""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operator", b"operator", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeSelectorRequirement: _TypeAlias = NodeSelectorRequirement  # noqa: Y015
+
+@_typing.final
+class NodeSelectorTerm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHEXPRESSIONS_FIELD_NUMBER: _builtins.int
+    MATCHFIELDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def matchExpressions(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeSelectorRequirement]: ...
+    @_builtins.property
+    def matchFields(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeSelectorRequirement]: ...
+    def __init__(
+        self,
+        *,
+        matchExpressions: _abc.Iterable[Global___NodeSelectorRequirement] | None = ...,
+        matchFields: _abc.Iterable[Global___NodeSelectorRequirement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matchExpressions", b"matchExpressions", "matchFields", b"matchFields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeSelectorTerm: _TypeAlias = NodeSelectorTerm  # noqa: Y015
+
+@_typing.final
+class NodeSelector(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODESELECTORTERMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodeSelectorTerms(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeSelectorTerm]: ...
+    def __init__(
+        self,
+        *,
+        nodeSelectorTerms: _abc.Iterable[Global___NodeSelectorTerm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodeSelectorTerms", b"nodeSelectorTerms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeSelector: _TypeAlias = NodeSelector  # noqa: Y015
+
+@_typing.final
+class VolumeNodeAffinity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def required(self) -> Global___NodeSelector: ...
+    def __init__(
+        self,
+        *,
+        required: Global___NodeSelector | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required", b"required"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeNodeAffinity: _TypeAlias = VolumeNodeAffinity  # noqa: Y015
+
+@_typing.final
+class LocalVolumeSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """"" in a volume that Shoal made: the agent chooses a folder of its data"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalVolumeSource: _TypeAlias = LocalVolumeSource  # noqa: Y015
+
+@_typing.final
+class PersistentVolumeSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CapacityEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Quantity: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Quantity | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    ACCESSMODES_FIELD_NUMBER: _builtins.int
+    PERSISTENTVOLUMERECLAIMPOLICY_FIELD_NUMBER: _builtins.int
+    STORAGECLASSNAME_FIELD_NUMBER: _builtins.int
+    VOLUMEMODE_FIELD_NUMBER: _builtins.int
+    NODEAFFINITY_FIELD_NUMBER: _builtins.int
+    CLAIMREF_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    HOSTPATH_FIELD_NUMBER: _builtins.int
+    persistentVolumeReclaimPolicy: _builtins.str
+    """Retain, Delete"""
+    storageClassName: _builtins.str
+    volumeMode: _builtins.str
+    """Filesystem"""
+    @_builtins.property
+    def capacity(self) -> _containers.MessageMap[_builtins.str, Global___Quantity]: ...
+    @_builtins.property
+    def accessModes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ReadWriteOnce, ReadOnlyMany, ReadWriteMany, ReadWriteOncePod"""
+
+    @_builtins.property
+    def nodeAffinity(self) -> Global___VolumeNodeAffinity: ...
+    @_builtins.property
+    def claimRef(self) -> Global___ObjectReference: ...
+    @_builtins.property
+    def local(self) -> Global___LocalVolumeSource: ...
+    @_builtins.property
+    def hostPath(self) -> Global___HostPathVolumeSource: ...
+    def __init__(
+        self,
+        *,
+        capacity: _abc.Mapping[_builtins.str, Global___Quantity] | None = ...,
+        accessModes: _abc.Iterable[_builtins.str] | None = ...,
+        persistentVolumeReclaimPolicy: _builtins.str | None = ...,
+        storageClassName: _builtins.str | None = ...,
+        volumeMode: _builtins.str | None = ...,
+        nodeAffinity: Global___VolumeNodeAffinity | None = ...,
+        claimRef: Global___ObjectReference | None = ...,
+        local: Global___LocalVolumeSource | None = ...,
+        hostPath: Global___HostPathVolumeSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_persistentVolumeReclaimPolicy", b"_persistentVolumeReclaimPolicy", "_storageClassName", b"_storageClassName", "_volumeMode", b"_volumeMode", "claimRef", b"claimRef", "hostPath", b"hostPath", "local", b"local", "nodeAffinity", b"nodeAffinity", "persistentVolumeReclaimPolicy", b"persistentVolumeReclaimPolicy", "storageClassName", b"storageClassName", "volumeMode", b"volumeMode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persistentVolumeReclaimPolicy", b"_persistentVolumeReclaimPolicy", "_storageClassName", b"_storageClassName", "_volumeMode", b"_volumeMode", "accessModes", b"accessModes", "capacity", b"capacity", "claimRef", b"claimRef", "hostPath", b"hostPath", "local", b"local", "nodeAffinity", b"nodeAffinity", "persistentVolumeReclaimPolicy", b"persistentVolumeReclaimPolicy", "storageClassName", b"storageClassName", "volumeMode", b"volumeMode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__persistentVolumeReclaimPolicy: _TypeAlias = _typing.Literal["persistentVolumeReclaimPolicy"]  # noqa: Y015
+    _WhichOneofArgType__persistentVolumeReclaimPolicy: _TypeAlias = _typing.Literal["_persistentVolumeReclaimPolicy", b"_persistentVolumeReclaimPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__storageClassName: _TypeAlias = _typing.Literal["storageClassName"]  # noqa: Y015
+    _WhichOneofArgType__storageClassName: _TypeAlias = _typing.Literal["_storageClassName", b"_storageClassName"]  # noqa: Y015
+    _WhichOneofReturnType__volumeMode: _TypeAlias = _typing.Literal["volumeMode"]  # noqa: Y015
+    _WhichOneofArgType__volumeMode: _TypeAlias = _typing.Literal["_volumeMode", b"_volumeMode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__persistentVolumeReclaimPolicy) -> _WhichOneofReturnType__persistentVolumeReclaimPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__storageClassName) -> _WhichOneofReturnType__storageClassName | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__volumeMode) -> _WhichOneofReturnType__volumeMode | None: ...
+
+Global___PersistentVolumeSpec: _TypeAlias = PersistentVolumeSpec  # noqa: Y015
+
+@_typing.final
+class PersistentVolumeStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """Pending, Available, Bound, Released, Failed"""
+    reason: _builtins.str
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "phase", b"phase", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PersistentVolumeStatus: _TypeAlias = PersistentVolumeStatus  # noqa: Y015
+
+@_typing.final
+class PersistentVolume(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___ObjectMeta: ...
+    @_builtins.property
+    def spec(self) -> Global___PersistentVolumeSpec: ...
+    @_builtins.property
+    def status(self) -> Global___PersistentVolumeStatus: ...
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        metadata: Global___ObjectMeta | None = ...,
+        spec: Global___PersistentVolumeSpec | None = ...,
+        status: Global___PersistentVolumeStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apiVersion", b"apiVersion", "kind", b"kind", "metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PersistentVolume: _TypeAlias = PersistentVolume  # noqa: Y015
+
+@_typing.final
+class PersistentVolumeClaimSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESSMODES_FIELD_NUMBER: _builtins.int
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    VOLUMENAME_FIELD_NUMBER: _builtins.int
+    STORAGECLASSNAME_FIELD_NUMBER: _builtins.int
+    VOLUMEMODE_FIELD_NUMBER: _builtins.int
+    volumeName: _builtins.str
+    storageClassName: _builtins.str
+    volumeMode: _builtins.str
+    @_builtins.property
+    def accessModes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def selector(self) -> Global___LabelSelector: ...
+    @_builtins.property
+    def resources(self) -> Global___ResourceRequirements: ...
+    def __init__(
+        self,
+        *,
+        accessModes: _abc.Iterable[_builtins.str] | None = ...,
+        selector: Global___LabelSelector | None = ...,
+        resources: Global___ResourceRequirements | None = ...,
+        volumeName: _builtins.str = ...,
+        storageClassName: _builtins.str | None = ...,
+        volumeMode: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_storageClassName", b"_storageClassName", "_volumeMode", b"_volumeMode", "resources", b"resources", "selector", b"selector", "storageClassName", b"storageClassName", "volumeMode", b"volumeMode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_storageClassName", b"_storageClassName", "_volumeMode", b"_volumeMode", "accessModes", b"accessModes", "resources", b"resources", "selector", b"selector", "storageClassName", b"storageClassName", "volumeMode", b"volumeMode", "volumeName", b"volumeName"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__storageClassName: _TypeAlias = _typing.Literal["storageClassName"]  # noqa: Y015
+    _WhichOneofArgType__storageClassName: _TypeAlias = _typing.Literal["_storageClassName", b"_storageClassName"]  # noqa: Y015
+    _WhichOneofReturnType__volumeMode: _TypeAlias = _typing.Literal["volumeMode"]  # noqa: Y015
+    _WhichOneofArgType__volumeMode: _TypeAlias = _typing.Literal["_volumeMode", b"_volumeMode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__storageClassName) -> _WhichOneofReturnType__storageClassName | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__volumeMode) -> _WhichOneofReturnType__volumeMode | None: ...
+
+Global___PersistentVolumeClaimSpec: _TypeAlias = PersistentVolumeClaimSpec  # noqa: Y015
+
+@_typing.final
+class PersistentVolumeClaimStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CapacityEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Quantity: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Quantity | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    ACCESSMODES_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """Pending, Bound, Lost"""
+    @_builtins.property
+    def accessModes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def capacity(self) -> _containers.MessageMap[_builtins.str, Global___Quantity]: ...
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]: ...
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        accessModes: _abc.Iterable[_builtins.str] | None = ...,
+        capacity: _abc.Mapping[_builtins.str, Global___Quantity] | None = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accessModes", b"accessModes", "capacity", b"capacity", "conditions", b"conditions", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PersistentVolumeClaimStatus: _TypeAlias = PersistentVolumeClaimStatus  # noqa: Y015
+
+@_typing.final
+class PersistentVolumeClaim(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___ObjectMeta: ...
+    @_builtins.property
+    def spec(self) -> Global___PersistentVolumeClaimSpec: ...
+    @_builtins.property
+    def status(self) -> Global___PersistentVolumeClaimStatus: ...
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        metadata: Global___ObjectMeta | None = ...,
+        spec: Global___PersistentVolumeClaimSpec | None = ...,
+        status: Global___PersistentVolumeClaimStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apiVersion", b"apiVersion", "kind", b"kind", "metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PersistentVolumeClaim: _TypeAlias = PersistentVolumeClaim  # noqa: Y015
+
+@_typing.final
+class StorageClass(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    PROVISIONER_FIELD_NUMBER: _builtins.int
+    RECLAIMPOLICY_FIELD_NUMBER: _builtins.int
+    VOLUMEBINDINGMODE_FIELD_NUMBER: _builtins.int
+    ALLOWVOLUMEEXPANSION_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    kind: _builtins.str
+    provisioner: _builtins.str
+    """shoal.dev/local, or kubernetes.io/no-provisioner"""
+    reclaimPolicy: _builtins.str
+    """Delete, Retain"""
+    volumeBindingMode: _builtins.str
+    """WaitForFirstConsumer, Immediate"""
+    allowVolumeExpansion: _builtins.bool
+    @_builtins.property
+    def metadata(self) -> Global___ObjectMeta: ...
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        metadata: Global___ObjectMeta | None = ...,
+        provisioner: _builtins.str = ...,
+        reclaimPolicy: _builtins.str | None = ...,
+        volumeBindingMode: _builtins.str | None = ...,
+        allowVolumeExpansion: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allowVolumeExpansion", b"_allowVolumeExpansion", "_reclaimPolicy", b"_reclaimPolicy", "_volumeBindingMode", b"_volumeBindingMode", "allowVolumeExpansion", b"allowVolumeExpansion", "metadata", b"metadata", "reclaimPolicy", b"reclaimPolicy", "volumeBindingMode", b"volumeBindingMode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allowVolumeExpansion", b"_allowVolumeExpansion", "_reclaimPolicy", b"_reclaimPolicy", "_volumeBindingMode", b"_volumeBindingMode", "allowVolumeExpansion", b"allowVolumeExpansion", "apiVersion", b"apiVersion", "kind", b"kind", "metadata", b"metadata", "provisioner", b"provisioner", "reclaimPolicy", b"reclaimPolicy", "volumeBindingMode", b"volumeBindingMode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allowVolumeExpansion: _TypeAlias = _typing.Literal["allowVolumeExpansion"]  # noqa: Y015
+    _WhichOneofArgType__allowVolumeExpansion: _TypeAlias = _typing.Literal["_allowVolumeExpansion", b"_allowVolumeExpansion"]  # noqa: Y015
+    _WhichOneofReturnType__reclaimPolicy: _TypeAlias = _typing.Literal["reclaimPolicy"]  # noqa: Y015
+    _WhichOneofArgType__reclaimPolicy: _TypeAlias = _typing.Literal["_reclaimPolicy", b"_reclaimPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__volumeBindingMode: _TypeAlias = _typing.Literal["volumeBindingMode"]  # noqa: Y015
+    _WhichOneofArgType__volumeBindingMode: _TypeAlias = _typing.Literal["_volumeBindingMode", b"_volumeBindingMode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allowVolumeExpansion) -> _WhichOneofReturnType__allowVolumeExpansion | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reclaimPolicy) -> _WhichOneofReturnType__reclaimPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__volumeBindingMode) -> _WhichOneofReturnType__volumeBindingMode | None: ...
+
+Global___StorageClass: _TypeAlias = StorageClass  # noqa: Y015
+
+@_typing.final
+class ProbeRecord(_message.Message):
+    """---- Death (shoal.dev/v1): why a container ended in failure; kept for a while after its pod is gone ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBE_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    MILLISECONDS_FIELD_NUMBER: _builtins.int
+    probe: _builtins.str
+    """liveness, readiness, startup"""
+    passed: _builtins.bool
+    message: _builtins.str
+    milliseconds: _builtins.int
+    @_builtins.property
+    def at(self) -> Global___Time: ...
+    def __init__(
+        self,
+        *,
+        probe: _builtins.str = ...,
+        at: Global___Time | None = ...,
+        passed: _builtins.bool = ...,
+        message: _builtins.str = ...,
+        milliseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "message", b"message", "milliseconds", b"milliseconds", "passed", b"passed", "probe", b"probe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeRecord: _TypeAlias = ProbeRecord  # noqa: Y015
+
+@_typing.final
+class Pressure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    SOMESECONDS_FIELD_NUMBER: _builtins.int
+    FULLSECONDS_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    """cpu, memory, io"""
+    someSeconds: _builtins.float
+    """stalled in all, as /proc/pressure counts"""
+    fullSeconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        someSeconds: _builtins.float = ...,
+        fullSeconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fullSeconds", b"fullSeconds", "resource", b"resource", "someSeconds", b"someSeconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pressure: _TypeAlias = Pressure  # noqa: Y015
+
+@_typing.final
+class ResourceRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEAKMEMORYBYTES_FIELD_NUMBER: _builtins.int
+    MEMORYLIMITBYTES_FIELD_NUMBER: _builtins.int
+    CPUSECONDS_FIELD_NUMBER: _builtins.int
+    PERIODS_FIELD_NUMBER: _builtins.int
+    THROTTLEDPERIODS_FIELD_NUMBER: _builtins.int
+    THROTTLEDSECONDS_FIELD_NUMBER: _builtins.int
+    OOMKILLS_FIELD_NUMBER: _builtins.int
+    REFUSEDFORKS_FIELD_NUMBER: _builtins.int
+    PRESSURE_FIELD_NUMBER: _builtins.int
+    peakMemoryBytes: _builtins.int
+    memoryLimitBytes: _builtins.int
+    cpuSeconds: _builtins.float
+    periods: _builtins.int
+    """of cpu bandwidth control"""
+    throttledPeriods: _builtins.int
+    throttledSeconds: _builtins.float
+    oomKills: _builtins.int
+    """processes of its cgroup that the kernel killed for memory"""
+    refusedForks: _builtins.int
+    """by the pids limit"""
+    @_builtins.property
+    def pressure(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pressure]: ...
+    def __init__(
+        self,
+        *,
+        peakMemoryBytes: _builtins.int = ...,
+        memoryLimitBytes: _builtins.int = ...,
+        cpuSeconds: _builtins.float = ...,
+        periods: _builtins.int = ...,
+        throttledPeriods: _builtins.int = ...,
+        throttledSeconds: _builtins.float = ...,
+        oomKills: _builtins.int = ...,
+        refusedForks: _builtins.int = ...,
+        pressure: _abc.Iterable[Global___Pressure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpuSeconds", b"cpuSeconds", "memoryLimitBytes", b"memoryLimitBytes", "oomKills", b"oomKills", "peakMemoryBytes", b"peakMemoryBytes", "periods", b"periods", "pressure", b"pressure", "refusedForks", b"refusedForks", "throttledPeriods", b"throttledPeriods", "throttledSeconds", b"throttledSeconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceRecord: _TypeAlias = ResourceRecord  # noqa: Y015
+
+@_typing.final
+class Death(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    INITCONTAINER_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    IMAGEID_FIELD_NUMBER: _builtins.int
+    EXITCODE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    STARTEDAT_FIELD_NUMBER: _builtins.int
+    FINISHEDAT_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    LOGTAIL_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    LASTHEALTHYAT_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    kind: _builtins.str
+    node: _builtins.str
+    container: _builtins.str
+    attempt: _builtins.int
+    initContainer: _builtins.bool
+    image: _builtins.str
+    imageID: _builtins.str
+    exitCode: _builtins.int
+    signal: _builtins.int
+    reason: _builtins.str
+    """as in ContainerStateTerminated, or Evicted, DeadlineExceeded, Unhealthy, ..."""
+    message: _builtins.str
+    cause: _builtins.str
+    """one sentence in plain words"""
+    @_builtins.property
+    def metadata(self) -> Global___ObjectMeta:
+        """<pod>.<container>.<attempt>.<start of the pod's uid>, in the pod's namespace"""
+
+    @_builtins.property
+    def pod(self) -> Global___ObjectReference: ...
+    @_builtins.property
+    def startedAt(self) -> Global___Time: ...
+    @_builtins.property
+    def finishedAt(self) -> Global___Time: ...
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeRecord]: ...
+    @_builtins.property
+    def logTail(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the last 50 lines, each cut to a bound"""
+
+    @_builtins.property
+    def resources(self) -> Global___ResourceRecord: ...
+    @_builtins.property
+    def lastHealthyAt(self) -> Global___Time: ...
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """since it was last healthy: image, spec, configuration, node"""
+
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        metadata: Global___ObjectMeta | None = ...,
+        pod: Global___ObjectReference | None = ...,
+        node: _builtins.str = ...,
+        container: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        initContainer: _builtins.bool = ...,
+        image: _builtins.str = ...,
+        imageID: _builtins.str = ...,
+        exitCode: _builtins.int = ...,
+        signal: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        startedAt: Global___Time | None = ...,
+        finishedAt: Global___Time | None = ...,
+        probes: _abc.Iterable[Global___ProbeRecord] | None = ...,
+        logTail: _abc.Iterable[_builtins.str] | None = ...,
+        resources: Global___ResourceRecord | None = ...,
+        lastHealthyAt: Global___Time | None = ...,
+        changes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finishedAt", b"finishedAt", "lastHealthyAt", b"lastHealthyAt", "metadata", b"metadata", "pod", b"pod", "resources", b"resources", "startedAt", b"startedAt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apiVersion", b"apiVersion", "attempt", b"attempt", "cause", b"cause", "changes", b"changes", "container", b"container", "exitCode", b"exitCode", "finishedAt", b"finishedAt", "image", b"image", "imageID", b"imageID", "initContainer", b"initContainer", "kind", b"kind", "lastHealthyAt", b"lastHealthyAt", "logTail", b"logTail", "message", b"message", "metadata", b"metadata", "node", b"node", "pod", b"pod", "probes", b"probes", "reason", b"reason", "resources", b"resources", "signal", b"signal", "startedAt", b"startedAt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Death: _TypeAlias = Death  # noqa: Y015

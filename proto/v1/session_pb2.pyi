@@ -40,6 +40,7 @@ class Up(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     RESYNC_FIELD_NUMBER: _builtins.int
+    VOLUMES_REMOVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -50,6 +51,8 @@ class Up(_message.Message):
     def status(self) -> Global___StatusReport: ...
     @_builtins.property
     def resync(self) -> Global___Resync: ...
+    @_builtins.property
+    def volumes_removed(self) -> Global___VolumesRemoved: ...
     def __init__(
         self,
         *,
@@ -58,12 +61,13 @@ class Up(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         status: Global___StatusReport | None = ...,
         resync: Global___Resync | None = ...,
+        volumes_removed: Global___VolumesRemoved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node", b"node", "resync", b"resync", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node", b"node", "resync", b"resync", "status", b"status", "volumes_removed", b"volumes_removed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node", b"node", "resync", b"resync", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node", b"node", "resync", b"resync", "status", b"status", "volumes_removed", b"volumes_removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "node", "heartbeat", "status", "resync"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "node", "heartbeat", "status", "resync", "volumes_removed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -452,23 +456,53 @@ class StatusReport(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     PODS_FIELD_NUMBER: _builtins.int
+    DEATHS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sequence(self) -> Global___Sequence: ...
     @_builtins.property
     def pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodReport]: ...
+    @_builtins.property
+    def deaths(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Death]:
+        """each is sent until it is acknowledged; a second time changes nothing"""
+
     def __init__(
         self,
         *,
         sequence: Global___Sequence | None = ...,
         pods: _abc.Iterable[Global___PodReport] | None = ...,
+        deaths: _abc.Iterable[_objects_pb2.Death] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pods", b"pods", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deaths", b"deaths", "pods", b"pods", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReport: _TypeAlias = StatusReport  # noqa: Y015
+
+@_typing.final
+class VolumesRemoved(_message.Message):
+    """The folders of these persistent volumes, which were being deleted, are gone from this node. Said again whenever
+    such a volume is assigned anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumesRemoved: _TypeAlias = VolumesRemoved  # noqa: Y015
 
 @_typing.final
 class StatusAck(_message.Message):
@@ -612,6 +646,8 @@ class Assignments(_message.Message):
     REMOVE_PODS_FIELD_NUMBER: _builtins.int
     UPSERT_NODES_FIELD_NUMBER: _builtins.int
     REMOVE_NODES_FIELD_NUMBER: _builtins.int
+    UPSERT_OBJECTS_FIELD_NUMBER: _builtins.int
+    REMOVE_OBJECTS_FIELD_NUMBER: _builtins.int
     kind: Global___Assignments.Kind.ValueType
     part: _builtins.int
     """COMPLETE only: 0, 1, ... ; applied when `last` has come"""
@@ -634,6 +670,12 @@ class Assignments(_message.Message):
 
     @_builtins.property
     def remove_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def upsert_objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___AssignedObject]:
+        """applied before the pods of the same message"""
+
+    @_builtins.property
+    def remove_objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectName]: ...
     def __init__(
         self,
         *,
@@ -646,14 +688,73 @@ class Assignments(_message.Message):
         remove_pods: _abc.Iterable[_builtins.str] | None = ...,
         upsert_nodes: _abc.Iterable[Global___NodeAddressRange] | None = ...,
         remove_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        upsert_objects: _abc.Iterable[Global___AssignedObject] | None = ...,
+        remove_objects: _abc.Iterable[Global___ObjectName] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applies_to", b"applies_to", "results_in", b"results_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applies_to", b"applies_to", "kind", b"kind", "last", b"last", "part", b"part", "remove_nodes", b"remove_nodes", "remove_pods", b"remove_pods", "results_in", b"results_in", "upsert_nodes", b"upsert_nodes", "upsert_pods", b"upsert_pods"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applies_to", b"applies_to", "kind", b"kind", "last", b"last", "part", b"part", "remove_nodes", b"remove_nodes", "remove_objects", b"remove_objects", "remove_pods", b"remove_pods", "results_in", b"results_in", "upsert_nodes", b"upsert_nodes", "upsert_objects", b"upsert_objects", "upsert_pods", b"upsert_pods"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignments: _TypeAlias = Assignments  # noqa: Y015
+
+@_typing.final
+class AssignedObject(_message.Message):
+    """What the node's pods refer to: ConfigMap, Secret, PersistentVolumeClaim; and the PersistentVolumes that live on the
+    node. It leaves with the last pod that refers to it. One that is not here does not exist.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    namespace: _builtins.str
+    name: _builtins.str
+    body: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        name: _builtins.str = ...,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "kind", b"kind", "name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignedObject: _TypeAlias = AssignedObject  # noqa: Y015
+
+@_typing.final
+class ObjectName(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    namespace: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectName: _TypeAlias = ObjectName  # noqa: Y015
 
 @_typing.final
 class AssignedPod(_message.Message):
@@ -690,6 +791,16 @@ class Open(_message.Message):
     EXEC_FIELD_NUMBER: _builtins.int
     IMAGE_LOAD_FIELD_NUMBER: _builtins.int
     IMAGE_REMOVE_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_PULL_FIELD_NUMBER: _builtins.int
+    IMAGE_PUSH_FIELD_NUMBER: _builtins.int
+    IMAGE_SAVE_FIELD_NUMBER: _builtins.int
+    IMAGE_TAG_FIELD_NUMBER: _builtins.int
+    IMAGE_INSPECT_FIELD_NUMBER: _builtins.int
+    IMAGE_PRUNE_FIELD_NUMBER: _builtins.int
+    LOGIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     @_builtins.property
     def logs(self) -> Global___LogsOpen: ...
@@ -699,6 +810,26 @@ class Open(_message.Message):
     def image_load(self) -> Global___ImageLoadOpen: ...
     @_builtins.property
     def image_remove(self) -> Global___ImageRemoveOpen: ...
+    @_builtins.property
+    def attach(self) -> Global___AttachOpen: ...
+    @_builtins.property
+    def copy(self) -> Global___CopyOpen: ...
+    @_builtins.property
+    def usage(self) -> Global___UsageOpen: ...
+    @_builtins.property
+    def image_pull(self) -> Global___ImagePullOpen: ...
+    @_builtins.property
+    def image_push(self) -> Global___ImagePushOpen: ...
+    @_builtins.property
+    def image_save(self) -> Global___ImageSaveOpen: ...
+    @_builtins.property
+    def image_tag(self) -> Global___ImageTagOpen: ...
+    @_builtins.property
+    def image_inspect(self) -> Global___ImageInspectOpen: ...
+    @_builtins.property
+    def image_prune(self) -> Global___ImagePruneOpen: ...
+    @_builtins.property
+    def login(self) -> Global___LoginOpen: ...
     def __init__(
         self,
         *,
@@ -707,12 +838,22 @@ class Open(_message.Message):
         exec: Global___ExecOpen | None = ...,
         image_load: Global___ImageLoadOpen | None = ...,
         image_remove: Global___ImageRemoveOpen | None = ...,
+        attach: Global___AttachOpen | None = ...,
+        copy: Global___CopyOpen | None = ...,
+        usage: Global___UsageOpen | None = ...,
+        image_pull: Global___ImagePullOpen | None = ...,
+        image_push: Global___ImagePushOpen | None = ...,
+        image_save: Global___ImageSaveOpen | None = ...,
+        image_tag: Global___ImageTagOpen | None = ...,
+        image_inspect: Global___ImageInspectOpen | None = ...,
+        image_prune: Global___ImagePruneOpen | None = ...,
+        login: Global___LoginOpen | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "image_load", b"image_load", "image_remove", b"image_remove", "logs", b"logs", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "copy", b"copy", "exec", b"exec", "image_inspect", b"image_inspect", "image_load", b"image_load", "image_prune", b"image_prune", "image_pull", b"image_pull", "image_push", b"image_push", "image_remove", b"image_remove", "image_save", b"image_save", "image_tag", b"image_tag", "login", b"login", "logs", b"logs", "request", b"request", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "id", b"id", "image_load", b"image_load", "image_remove", b"image_remove", "logs", b"logs", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "copy", b"copy", "exec", b"exec", "id", b"id", "image_inspect", b"image_inspect", "image_load", b"image_load", "image_prune", b"image_prune", "image_pull", b"image_pull", "image_push", b"image_push", "image_remove", b"image_remove", "image_save", b"image_save", "image_tag", b"image_tag", "login", b"login", "logs", b"logs", "request", b"request", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["logs", "exec", "image_load", "image_remove"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["logs", "exec", "image_load", "image_remove", "attach", "copy", "usage", "image_pull", "image_push", "image_save", "image_tag", "image_inspect", "image_prune", "login"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -729,12 +870,14 @@ class LogsOpen(_message.Message):
     TAIL_LINES_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     pod_uid: _builtins.str
     container: _builtins.str
     follow: _builtins.bool
     previous: _builtins.bool
     tail_lines: _builtins.int
     timestamps: _builtins.bool
+    limit_bytes: _builtins.int
     @_builtins.property
     def since(self) -> _objects_pb2.Time: ...
     def __init__(
@@ -747,15 +890,20 @@ class LogsOpen(_message.Message):
         tail_lines: _builtins.int | None = ...,
         since: _objects_pb2.Time | None = ...,
         timestamps: _builtins.bool = ...,
+        limit_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "_tail_lines", b"_tail_lines", "since", b"since", "tail_lines", b"tail_lines"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_since", b"_since", "_tail_lines", b"_tail_lines", "limit_bytes", b"limit_bytes", "since", b"since", "tail_lines", b"tail_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "_tail_lines", b"_tail_lines", "container", b"container", "follow", b"follow", "pod_uid", b"pod_uid", "previous", b"previous", "since", b"since", "tail_lines", b"tail_lines", "timestamps", b"timestamps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_since", b"_since", "_tail_lines", b"_tail_lines", "container", b"container", "follow", b"follow", "limit_bytes", b"limit_bytes", "pod_uid", b"pod_uid", "previous", b"previous", "since", b"since", "tail_lines", b"tail_lines", "timestamps", b"timestamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit_bytes: _TypeAlias = _typing.Literal["limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__limit_bytes: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__since: _TypeAlias = _typing.Literal["since"]  # noqa: Y015
     _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
     _WhichOneofReturnType__tail_lines: _TypeAlias = _typing.Literal["tail_lines"]  # noqa: Y015
     _WhichOneofArgType__tail_lines: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_bytes) -> _WhichOneofReturnType__limit_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__since) -> _WhichOneofReturnType__since | None: ...
     @_typing.overload
@@ -816,6 +964,132 @@ class ImageLoadOpen(_message.Message):
 Global___ImageLoadOpen: _TypeAlias = ImageLoadOpen  # noqa: Y015
 
 @_typing.final
+class AttachOpen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POD_UID_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    pod_uid: _builtins.str
+    container: _builtins.str
+    stdin: _builtins.bool
+    def __init__(
+        self,
+        *,
+        pod_uid: _builtins.str = ...,
+        container: _builtins.str = ...,
+        stdin: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "pod_uid", b"pod_uid", "stdin", b"stdin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachOpen: _TypeAlias = AttachOpen  # noqa: Y015
+
+@_typing.final
+class CopyOpen(_message.Message):
+    """Files of a container as a tar stream (POSIX pax), through `data` frames: out of it when `out`, else into it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POD_UID_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    OUT_FIELD_NUMBER: _builtins.int
+    pod_uid: _builtins.str
+    container: _builtins.str
+    path: _builtins.str
+    out: _builtins.bool
+    def __init__(
+        self,
+        *,
+        pod_uid: _builtins.str = ...,
+        container: _builtins.str = ...,
+        path: _builtins.str = ...,
+        out: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "out", b"out", "path", b"path", "pod_uid", b"pod_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyOpen: _TypeAlias = CopyOpen  # noqa: Y015
+
+@_typing.final
+class UsageOpen(_message.Message):
+    """Answered by one `data` frame: a UsageReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageOpen: _TypeAlias = UsageOpen  # noqa: Y015
+
+@_typing.final
+class ContainerUsage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POD_UID_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    CPU_CORES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    pod_uid: _builtins.str
+    container: _builtins.str
+    cpu_cores: _builtins.float
+    memory_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        pod_uid: _builtins.str = ...,
+        container: _builtins.str = ...,
+        cpu_cores: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "cpu_cores", b"cpu_cores", "memory_bytes", b"memory_bytes", "pod_uid", b"pod_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContainerUsage: _TypeAlias = ContainerUsage  # noqa: Y015
+
+@_typing.final
+class UsageReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    NODE_CPU_CORES_FIELD_NUMBER: _builtins.int
+    NODE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    node_cpu_cores: _builtins.float
+    node_memory_bytes: _builtins.int
+    @_builtins.property
+    def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContainerUsage]: ...
+    def __init__(
+        self,
+        *,
+        containers: _abc.Iterable[Global___ContainerUsage] | None = ...,
+        node_cpu_cores: _builtins.float = ...,
+        node_memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "node_cpu_cores", b"node_cpu_cores", "node_memory_bytes", b"node_memory_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageReport: _TypeAlias = UsageReport  # noqa: Y015
+
+@_typing.final
 class ImageRemoveOpen(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -833,6 +1107,190 @@ class ImageRemoveOpen(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageRemoveOpen: _TypeAlias = ImageRemoveOpen  # noqa: Y015
+
+@_typing.final
+class RegistryCredential(_message.Message):
+    """For one registry; sent over mutual TLS, never stored by the master."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRY_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    registry: _builtins.str
+    """host[:port][/path]"""
+    username: _builtins.str
+    password: _builtins.str
+    def __init__(
+        self,
+        *,
+        registry: _builtins.str = ...,
+        username: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "registry", b"registry", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegistryCredential: _TypeAlias = RegistryCredential  # noqa: Y015
+
+@_typing.final
+class ImagePullOpen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegistryCredential]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        credentials: _abc.Iterable[Global___RegistryCredential] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImagePullOpen: _TypeAlias = ImagePullOpen  # noqa: Y015
+
+@_typing.final
+class ImagePushOpen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegistryCredential]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        credentials: _abc.Iterable[Global___RegistryCredential] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImagePushOpen: _TypeAlias = ImagePushOpen  # noqa: Y015
+
+@_typing.final
+class ImageSaveOpen(_message.Message):
+    """Answered by `data` frames: a docker archive that is an OCI layout too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageSaveOpen: _TypeAlias = ImageSaveOpen  # noqa: Y015
+
+@_typing.final
+class ImageTagOpen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    target: _builtins.str
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageTagOpen: _TypeAlias = ImageTagOpen  # noqa: Y015
+
+@_typing.final
+class ImageInspectOpen(_message.Message):
+    """Answered by one `data` frame: JSON."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageInspectOpen: _TypeAlias = ImageInspectOpen  # noqa: Y015
+
+@_typing.final
+class ImagePruneOpen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """all that no container uses; else only what has no name"""
+    dry_run: _builtins.bool
+    def __init__(
+        self,
+        *,
+        all: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImagePruneOpen: _TypeAlias = ImagePruneOpen  # noqa: Y015
+
+@_typing.final
+class LoginOpen(_message.Message):
+    """Tries the credential against its registry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def credential(self) -> Global___RegistryCredential: ...
+    def __init__(
+        self,
+        *,
+        credential: Global___RegistryCredential | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoginOpen: _TypeAlias = LoginOpen  # noqa: Y015
 
 @_typing.final
 class TunnelFrame(_message.Message):

@@ -16,10 +16,13 @@ from shoal.agent.images.port import ImageConfig
 from shoal.agent.logs import MemoryLogFiles
 from shoal.agent.machine import Capacity, MachineInfo
 from shoal.agent.network.fake import FakeNetwork
+from shoal.agent.objects import MemoryObjects
+from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
 from shoal.agent.runtime.fake import FakeRuntime
 from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState
 from shoal.agent.session import LinkLost, TunnelStream
 from shoal.agent.state import MemoryState
+from shoal.agent.volumes.fake import FakeVolumes
 from shoal.master.core import Master, Settings
 from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
 from shoal.master.election import TaskRenewer
@@ -73,6 +76,10 @@ class SimNode:
         self.network = FakeNetwork()
         self.state = MemoryState()
         self.logs = MemoryLogFiles()
+        self.volumes = FakeVolumes()
+        self.prober = FakeProber()
+        self.hooks = FakeHooks()
+        self.objects = MemoryObjects()
         self.wires: list[Wire] = []
         self.reachable = True
         self._task: asyncio.Task[None] | None = None
@@ -84,7 +91,17 @@ class SimNode:
             return
         config = AgentConfig(self.name, self.address, tuple(self.world.masters), f"/sim/{self.name}")
         ports = AgentPorts(
-            self.runtime, self.images, self.network, self.machine, self.state, self.logs, Connector(self.world, self)
+            self.runtime,
+            self.images,
+            self.network,
+            self.machine,
+            self.state,
+            self.logs,
+            Connector(self.world, self),
+            self.volumes,
+            self.prober,
+            self.hooks,
+            self.objects,
         )
         self.agent = Agent(config, ports, self.world.now, self.world.fork())
         self._task = asyncio.create_task(self.agent.run(), name=f"agent {self.name}")
