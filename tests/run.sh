@@ -16,7 +16,7 @@ stage() {
 stage format "$bin/ruff" format --check -q .
 stage lint "$bin/ruff" check -q .
 stage types "$bin/mypy" src tests bench
-for folder in meta unit property sim node cluster; do
+for folder in meta unit property sim node cluster behaviours; do
     # A folder without tests yet is no failure (pytest's code 5).
     if compgen -G "tests/$folder/test_*.py" >/dev/null; then stage "$folder" "$bin/pytest" -q "tests/$folder"; fi
 done
