@@ -31,6 +31,15 @@ def _named(names: str, **hints: str) -> dict[str, str]:
 
 
 _WRITTEN = "it is written by the system; remove it"
+_VOLUME_HINT = (
+    "use emptyDir, hostPath, configMap, secret, downwardAPI, projected or persistentVolumeClaim; other storage can be"
+    " mounted on the nodes and shown with hostPath"
+)
+_VOLUME_PLUGINS = (
+    "nfs iscsi gcePersistentDisk awsElasticBlockStore glusterfs rbd flexVolume cinder cephfs flocker fc azureFile"
+    " azureDisk vsphereVolume quobyte photonPersistentDisk portworxVolume scaleIO storageos csi"
+).split()
+_POD_VOLUME_PLUGINS = ["gitRepo", "ephemeral", "image"]
 _CPU_ONLY = "write requests and limits under the containers' resources"
 
 # message type -> field -> what to do instead ("" when there is nothing to say)
@@ -59,12 +68,10 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
     "Container": _named("resizePolicy restartPolicyRules volumeDevices"),
     "VolumeMount": _named("recursiveReadOnly"),
     "EnvVarSource": _named("fileKeyRef"),
-    "Volume": _named(
-        "nfs iscsi gcePersistentDisk awsElasticBlockStore gitRepo glusterfs rbd flexVolume cinder cephfs flocker fc"
-        " azureFile azureDisk vsphereVolume quobyte portworxVolume scaleIO storageos csi ephemeral image"
-        " photonPersistentDisk",
+    "Volume": dict.fromkeys(_VOLUME_PLUGINS + _POD_VOLUME_PLUGINS, _VOLUME_HINT),
+    "VolumeProjection": _named(
+        "clusterTrustBundle podCertificate", serviceAccountToken="remove it: pods carry no identity towards the API"
     ),
-    "VolumeProjection": _named("serviceAccountToken clusterTrustBundle podCertificate"),
     "Lifecycle": _named("stopSignal"),
     "ContainerPort": _named("hostIP", hostPort="use containerPort and the pod's own address"),
     "ResourceRequirements": _named("claims"),
@@ -72,11 +79,8 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
     "PodSecurityContext": _named(
         "seLinuxOptions windowsOptions supplementalGroupsPolicy appArmorProfile seLinuxChangePolicy"
     ),
-    "PersistentVolumeSpec": _named(
-        "mountOptions volumeAttributesClassName nfs iscsi gcePersistentDisk awsElasticBlockStore glusterfs rbd"
-        " flexVolume"
-        " cinder cephfs flocker fc azureFile azureDisk vsphereVolume quobyte portworxVolume scaleIO storageos csi",
-    ),
+    "PersistentVolumeSpec": _named("mountOptions volumeAttributesClassName")
+    | dict.fromkeys(_VOLUME_PLUGINS, "use local, or hostPath"),
     "LocalVolumeSource": _named("fsType"),
     "PersistentVolumeStatus": _named("lastPhaseTransitionTime"),
     "PersistentVolumeClaimSpec": _named("dataSource dataSourceRef volumeAttributesClassName"),

@@ -72,7 +72,10 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "other kind": ("{apiVersion: v1, kind: Service, metadata: {name: web}}", "not supported: Service (web)"),
     "no such kind": ("{apiVersion: v1, kind: Bananas, metadata: {name: web}}", "Bananas"),
     "wrong version": ("{apiVersion: v2, kind: Pod, metadata: {name: p}}", "apiVersion"),
-    "other field": (pod("p", more=", volumeMounts: [{name: v}]"), "spec.containers[0].volumeMounts: not supported yet"),
+    "other field": (
+        pod("p", more=", volumeDevices: [{name: v}]"),
+        "spec.containers[0].volumeDevices: not supported yet",
+    ),
     "no kind": ("{apiVersion: v1, metadata: {name: c}}", "kind"),
     "text": ("just text", "manifest.yaml:1: an object must be a set of fields with apiVersion and kind"),
     "broken yaml": ("a: [1,\n", "manifest.yaml:2: is not valid YAML"),
