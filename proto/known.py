@@ -38,8 +38,7 @@ _VOLUME_HINT = (
 _VOLUME_PLUGINS = (
     "nfs iscsi gcePersistentDisk awsElasticBlockStore glusterfs rbd flexVolume cinder cephfs flocker fc azureFile"
     " azureDisk vsphereVolume quobyte photonPersistentDisk portworxVolume scaleIO storageos csi"
-).split()
-_POD_VOLUME_PLUGINS = ["gitRepo", "ephemeral", "image"]
+)
 _CPU_ONLY = "write requests and limits under the containers' resources"
 
 # message type -> field -> what to do instead ("" when there is nothing to say)
@@ -68,7 +67,7 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
     "Container": _named("resizePolicy restartPolicyRules volumeDevices"),
     "VolumeMount": _named("recursiveReadOnly"),
     "EnvVarSource": _named("fileKeyRef"),
-    "Volume": dict.fromkeys(_VOLUME_PLUGINS + _POD_VOLUME_PLUGINS, _VOLUME_HINT),
+    "Volume": dict.fromkeys(_named(_VOLUME_PLUGINS + " gitRepo ephemeral image"), _VOLUME_HINT),
     "VolumeProjection": _named(
         "clusterTrustBundle podCertificate", serviceAccountToken="remove it: pods carry no identity towards the API"
     ),
@@ -80,7 +79,7 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
         "seLinuxOptions windowsOptions supplementalGroupsPolicy appArmorProfile seLinuxChangePolicy"
     ),
     "PersistentVolumeSpec": _named("mountOptions volumeAttributesClassName")
-    | dict.fromkeys(_VOLUME_PLUGINS, "use local, or hostPath"),
+    | dict.fromkeys(_named(_VOLUME_PLUGINS), "use local, or hostPath"),
     "LocalVolumeSource": _named("fsType"),
     "PersistentVolumeStatus": _named("lastPhaseTransitionTime"),
     "PersistentVolumeClaimSpec": _named("dataSource dataSourceRef volumeAttributesClassName"),
