@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
+from shoal.proto import known
 from shoal.proto.kinds import CLASSES
 from shoal.proto.kinds import Object as Object
 from shoal.proto.v1 import objects_pb2 as o
 
 KINDS: Mapping[str, type[Object]] = CLASSES
-CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+CLUSTER_SCOPED = known.CLUSTER_SCOPED
 
 
 class Key(NamedTuple):

@@ -17,6 +17,9 @@ SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z
 
 FIELDS: Mapping[str, frozenset[str]] = {
     "": frozenset({"metadata.name", "metadata.namespace"}),
+    "Death": frozenset({"pod.name", "pod.uid", "node", "container"}),
+    "PersistentVolume": frozenset({"spec.claimRef.name", "spec.claimRef.namespace", "status.phase"}),
+    "PersistentVolumeClaim": frozenset({"spec.volumeName", "status.phase"}),
     "Pod": frozenset({"spec.nodeName", "spec.restartPolicy", "status.phase", "status.podIP"}),
     "Namespace": frozenset({"status.phase"}),
     "ReplicaSet": frozenset({"status.replicas"}),

@@ -18,6 +18,10 @@ PLURALS: Mapping[str, str] = {
     "ConfigMap": "configmaps",
     "Secret": "secrets",
     "Event": "events",
+    "PersistentVolume": "persistentvolumes",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+    "StorageClass": "storageclasses",
+    "Death": "deaths",
 }
 SHORT: Mapping[str, str] = {
     "po": "Pod",
@@ -27,6 +31,9 @@ SHORT: Mapping[str, str] = {
     "ns": "Namespace",
     "cm": "ConfigMap",
     "ev": "Event",
+    "pv": "PersistentVolume",
+    "pvc": "PersistentVolumeClaim",
+    "sc": "StorageClass",
 }
 # The same for kinds that are not supported, so that they are refused by their name.
 _OTHER_SHORT: Mapping[str, str] = {
@@ -35,8 +42,6 @@ _OTHER_SHORT: Mapping[str, str] = {
     "sts": "StatefulSet",
     "cj": "CronJob",
     "ing": "Ingress",
-    "pv": "PersistentVolume",
-    "pvc": "PersistentVolumeClaim",
     "sa": "ServiceAccount",
     "hpa": "HorizontalPodAutoscaler",
     "pdb": "PodDisruptionBudget",

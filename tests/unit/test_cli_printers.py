@@ -165,6 +165,47 @@ def test_rows_of_workloads_and_nodes() -> None:
     assert row_of(node, NOW)[1:3] == ["NotReady", "worker"]
 
 
+def test_rows_of_storage() -> None:
+    volume = o.PersistentVolume(kind="PersistentVolume")
+    volume.metadata.name = "pv-1"
+    volume.spec.capacity["storage"].text = "5Gi"
+    volume.spec.accessModes.extend(["ReadWriteOnce", "ReadOnlyMany"])
+    volume.spec.claimRef.namespace, volume.spec.claimRef.name = "shop", "data"
+    volume.spec.storageClassName = "local"
+    term = volume.spec.nodeAffinity.required.nodeSelectorTerms.add()
+    term.matchExpressions.add(key="kubernetes.io/hostname", operator="In", values=["node-2"])
+    volume.status.phase = "Bound"
+    cells = row_of(volume, NOW, wide=True)
+    assert cells[:7] == ["pv-1", "5Gi", "RWO,ROX", "Retain", "Bound", "shop/data", "local"]
+    assert cells[9:] == ["node-2", "Filesystem"]
+    claim = o.PersistentVolumeClaim(kind="PersistentVolumeClaim")
+    claim.metadata.name = "data"
+    claim.spec.storageClassName = ""
+    assert row_of(claim, NOW)[:6] == ["data", "Pending", "", "", "", ""]
+    claim.spec.ClearField("storageClassName")
+    claim.metadata.deletionTimestamp.CopyFrom(at(1))
+    assert (row_of(claim, NOW)[1], row_of(claim, NOW)[5]) == ("Terminating", "<unset>")
+    made = o.StorageClass(kind="StorageClass", provisioner="shoal.dev/local")
+    made.metadata.name = "local"
+    made.metadata.annotations["storageclass.kubernetes.io/is-default-class"] = "true"
+    assert row_of(made, NOW)[:3] == ["local (default)", "shoal.dev/local", "Delete"]
+
+
+def test_a_death_says_why() -> None:
+    death = o.Death(kind="Death", container="app", node="node-1", reason="OOMKilled", exitCode=137, signal=9)
+    death.cause, death.pod.name = "it used all of its 64 MiB", "web-1"
+    death.finishedAt.CopyFrom(at(50))
+    death.logTail.append("last\x1b[31m words")
+    death.resources.peakMemoryBytes = 67_000_000
+    assert row_of(death, NOW, wide=True)[1:] == [
+        "web-1", "app", "OOMKilled", "signal 9", "50s", "node-1", "it used all of its 64 MiB"
+    ]  # fmt: skip
+    lines = describe(death, NOW, [])
+    assert "Ended:           OOMKilled, signal 9" in lines
+    assert "Peak Memory:     67MB" in lines
+    assert "  last\N{REPLACEMENT CHARACTER}[31m words" in lines
+
+
 def test_readiness_of_deployments() -> None:
     made = o.Deployment(kind="Deployment")
     made.metadata.generation, made.spec.replicas = 2, 2

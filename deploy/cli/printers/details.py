@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from shoal.deploy.cli.printers import status
+from shoal.deploy.cli.printers import status, storage
 from shoal.deploy.cli.printers.tables import event_time
 from shoal.deploy.cli.printers.text import NONE, age, clean, size, table
 from shoal.proto import quantity
@@ -271,6 +271,95 @@ def _secret(obj: o.Secret, now: float) -> Lines:
     yield from (f"  {clean(key)}: {len(obj.data[key])} bytes" for key in sorted(obj.data))
 
 
+# ---- storage ----
+def _volume(obj: o.PersistentVolume, now: float) -> Lines:
+    spec = obj.spec
+    yield _line("StorageClass", spec.storageClassName or NONE)
+    yield _line("Status", storage.phase(obj))
+    for name, value in (("Reason", obj.status.reason), ("Message", obj.status.message)):
+        if value:
+            yield _line(name, value)
+    yield _line("Claim", storage.bound_to(obj) or NONE)
+    yield _line("Reclaim Policy", spec.persistentVolumeReclaimPolicy or "Retain")
+    yield _line("Access Modes", storage.modes(spec.accessModes) or NONE)
+    yield from _several("Capacity", {name: amount.text for name, amount in spec.capacity.items()})
+    yield _line("Node", storage.node_of(obj) or "<any>")
+    if spec.HasField("hostPath"):
+        yield _line("Source", f"hostPath {spec.hostPath.path}")
+    else:
+        yield _line("Source", f"local {spec.local.path or '(a folder that the node chooses)'}")
+
+
+def _claim(obj: o.PersistentVolumeClaim, now: float) -> Lines:
+    spec = obj.spec
+    yield _line("StorageClass", spec.storageClassName if spec.HasField("storageClassName") else storage.UNSET)
+    yield _line("Status", storage.phase(obj))
+    yield _line("Volume", spec.volumeName or NONE)
+    asked = spec.resources.requests
+    yield _line("Asks For", ", ".join(asked[name].text for name in sorted(asked)) or NONE)
+    yield from _several("Capacity", {name: amount.text for name, amount in obj.status.capacity.items()})
+    yield _line("Access Modes", storage.modes(obj.status.accessModes or spec.accessModes) or NONE)
+    yield from _conditions(obj.status.conditions, now)
+
+
+def _class(obj: o.StorageClass, now: float) -> Lines:
+    yield _line("Default", "yes" if storage.is_default(obj) else "no")
+    yield _line("Provisioner", obj.provisioner)
+    yield _line("Reclaim Policy", obj.reclaimPolicy or "Delete")
+    yield _line("Binding", obj.volumeBindingMode or "Immediate")
+
+
+# ---- deaths ----
+def _death(obj: o.Death, now: float) -> Lines:
+    yield _line("Pod", f"{obj.pod.name} ({obj.pod.uid})")
+    yield _line("Container", obj.container + (" (init)" if obj.initContainer else ""))
+    yield _line("Attempt", obj.attempt)
+    yield _line("Node", obj.node or NONE)
+    yield _line("Image", obj.image)
+    if obj.imageID:
+        yield _line("Image ID", obj.imageID)
+    how = f"signal {obj.signal}" if obj.signal else f"exit code {obj.exitCode}"
+    yield _line("Ended", f"{obj.reason or 'Error'}, {how}")
+    if obj.cause:
+        yield _line("Cause", obj.cause)
+    if obj.message:
+        yield _line("Message", obj.message)
+    for name, time in (("Started", obj.startedAt), ("Finished", obj.finishedAt), ("Last Healthy", obj.lastHealthyAt)):
+        if time.seconds:
+            yield _line(name, _since(time, now))
+    yield from _consumed(obj.resources)
+    if obj.changes:
+        yield "Changes since it was last healthy:"
+        yield from (f"  {clean(change)}" for change in obj.changes)
+    if obj.probes:
+        rows = [["Probe", "When", "Passed", "Took", "Message"]]
+        for p in obj.probes:
+            when = _since(p.at, now)
+            rows.append([p.probe, when, "yes" if p.passed else "no", f"{p.milliseconds}ms", p.message])
+        yield from _rows("Probes", rows)
+    if obj.logTail:
+        yield "Last Lines:"
+        yield from (f"  {clean(line)}" for line in obj.logTail)
+
+
+def _consumed(used: o.ResourceRecord) -> Lines:
+    """What the container took, as far as it was measured."""
+    if not used.ByteSize():
+        return
+    limit = f" of {size(used.memoryLimitBytes)}" if used.memoryLimitBytes else ""
+    yield _line("Peak Memory", size(used.peakMemoryBytes) + limit)
+    yield _line("CPU Time", f"{used.cpuSeconds:.1f}s")
+    if used.throttledPeriods:
+        yield _line("CPU Throttled", f"{used.throttledPeriods} of {used.periods} periods, {used.throttledSeconds:.1f}s")
+    if used.oomKills:
+        yield _line("Memory Kills", used.oomKills)
+    if used.refusedForks:
+        yield _line("Refused Forks", used.refusedForks)
+    for pressure in used.pressure:
+        stalled = f"some {pressure.someSeconds:.1f}s, full {pressure.fullSeconds:.1f}s"
+        yield _line("Stalled", f"{pressure.resource}: {stalled}")
+
+
 def _event(obj: o.Event, now: float) -> Lines:
     about = obj.involvedObject
     yield _line("Object", f"{about.kind}/{about.name}")
@@ -304,4 +393,8 @@ _BODIES: Mapping[str, Callable[[Any, float], Lines]] = {
     "ConfigMap": _config_map,
     "Secret": _secret,
     "Event": _event,
+    "PersistentVolume": _volume,
+    "PersistentVolumeClaim": _claim,
+    "StorageClass": _class,
+    "Death": _death,
 }

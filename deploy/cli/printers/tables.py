@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.deploy.cli.printers import status
-from shoal.deploy.cli.printers.text import NONE, age, clean, pairs
+from shoal.deploy.cli.printers import status, storage
+from shoal.deploy.cli.printers.text import NONE, age, clean, created_age, pairs
 from shoal.proto.v1 import objects_pb2 as o
 
 Row = list[str]
@@ -44,13 +44,6 @@ def row_of(
             cells[at] = prefix + cells[at]
     row = [*([obj.metadata.namespace or NONE] if namespace else []), *cells]
     return [clean(cell) for cell in ([*row, pairs(obj.metadata.labels)] if labels else row)]
-
-
-def created_age(obj: Any, now: float) -> str:
-    """The AGE column."""
-    if not obj.metadata.HasField("creationTimestamp"):
-        return "<unknown>"
-    return age(now - obj.metadata.creationTimestamp.seconds)
 
 
 def _pod(pod: o.Pod, now: float) -> Row:
@@ -141,6 +134,21 @@ def _event(event: o.Event, now: float) -> Row:
     return [seen, event.type or "Normal", event.reason, subject, event.message.strip(), source, event.metadata.name]
 
 
+def _death(death: o.Death, now: float) -> Row:
+    ended = age(now - death.finishedAt.seconds) if death.finishedAt.seconds else created_age(death, now)
+    exit_ = f"signal {death.signal}" if death.signal else str(death.exitCode)
+    return [
+        death.metadata.name,
+        death.pod.name,
+        death.container,
+        death.reason,
+        exit_,
+        ended,
+        death.node or NONE,
+        death.cause or NONE,
+    ]
+
+
 _WORKLOAD = ("CONTAINERS", "IMAGES", "SELECTOR")
 COLUMNS: Mapping[str, Columns] = {
     "Pod": Columns(("NAME", "READY", "STATUS", "RESTARTS", "AGE"), ("IP", "NODE"), _pod, "STATUS"),
@@ -155,5 +163,23 @@ COLUMNS: Mapping[str, Columns] = {
     "Namespace": Columns(("NAME", "STATUS", "AGE"), (), _namespace, "STATUS"),
     "ConfigMap": Columns(("NAME", "DATA", "AGE"), (), _config_map),
     "Secret": Columns(("NAME", "TYPE", "DATA", "AGE"), (), _secret),
+    "PersistentVolume": Columns(
+        ("NAME", "CAPACITY", "ACCESS MODES", "RECLAIM POLICY", "STATUS", "CLAIM", "STORAGECLASS", "REASON", "AGE"),
+        ("NODE", "VOLUMEMODE"),
+        storage.volume_row,
+        "STATUS",
+    ),
+    "PersistentVolumeClaim": Columns(
+        ("NAME", "STATUS", "VOLUME", "CAPACITY", "ACCESS MODES", "STORAGECLASS", "AGE"),
+        ("VOLUMEMODE",),
+        storage.claim_row,
+        "STATUS",
+    ),
+    "StorageClass": Columns(
+        ("NAME", "PROVISIONER", "RECLAIMPOLICY", "VOLUMEBINDINGMODE", "ALLOWVOLUMEEXPANSION", "AGE"),
+        (),
+        storage.class_row,
+    ),
+    "Death": Columns(("NAME", "POD", "CONTAINER", "REASON", "EXIT", "AGE"), ("NODE", "CAUSE"), _death, "REASON"),
     "Event": Columns(("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"), ("SOURCE", "NAME"), _event, "TYPE"),
 }

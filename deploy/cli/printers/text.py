@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 NONE = "<none>"
 GAP = 3  # spaces between columns
@@ -33,6 +34,13 @@ def age(seconds: float) -> str:
     if days < 8 * 365:
         return _two(days // 365, "y", days % 365, "d")
     return f"{days // 365}y"
+
+
+def created_age(obj: Any, now: float) -> str:
+    """The AGE column."""
+    if not obj.metadata.HasField("creationTimestamp"):
+        return "<unknown>"
+    return age(now - obj.metadata.creationTimestamp.seconds)
 
 
 def _two(large: int, unit: str, small: int, small_unit: str) -> str:
@@ -78,9 +86,9 @@ def coloured(text: str, colour: str | None) -> str:
 
 def colour_of(status: str) -> str | None:
     """Green for what runs, yellow for what is on its way, red for what is wrong."""
-    if status in ("Running", "Ready", "Active", "Completed", "Succeeded", "Normal"):
+    if status in ("Running", "Ready", "Active", "Completed", "Succeeded", "Normal", "Bound", "Available"):
         return "green"
-    if status in ("Pending", "ContainerCreating", "Terminating", "NotReady", "Unknown"):
+    if status in ("Pending", "ContainerCreating", "Terminating", "NotReady", "Unknown", "Released"):
         return "yellow"
     if status in ("Warning", "Failed", "Lost", "Evicted") or status.endswith(("Error", "BackOff", "Killed", "Err")):
         return "red"
