@@ -14,7 +14,7 @@ from shoal.agent.images.port import Images
 from shoal.agent.logs import LogFiles
 from shoal.agent.machine import Machine
 from shoal.agent.network.port import Network
-from shoal.agent.node import NodeReporter, Reserved
+from shoal.agent.node import NodeReporter, Reserved, allocatable
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.outbox import Outbox
 from shoal.agent.pods import instructions as i
@@ -86,6 +86,7 @@ class Agent:
             memory_bytes=machine.capacity().memory_bytes,
             log_root=config.log_root,
             resolv_conf=config.resolv_conf,
+            allocatable=allocatable(machine.capacity(), config.reserved),
         )
         self._images_stale = asyncio.Event()
         self.reporter = NodeReporter(

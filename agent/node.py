@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.agent.images.port import Image, ImageFault, Images
-from shoal.agent.machine import Machine
+from shoal.agent.machine import Capacity, Machine
 from shoal.proto import quantity
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
@@ -78,11 +78,11 @@ class NodeReporter:
 
     def _amounts(self, less: Reserved) -> Mapping[str, o.Quantity]:
         capacity = self.machine.capacity()
-        memory = max(capacity.memory_bytes - less.memory_bytes, 0)
-        storage = max(capacity.ephemeral_storage_bytes - less.ephemeral_storage_bytes, 0)
+        left = allocatable(capacity, less)
+        storage = left["ephemeral-storage"]
         texts = {
-            "cpu": quantity.of_milli(max(capacity.milli_cpu - less.milli_cpu, 0)),
-            "memory": quantity.of_bytes(memory),
+            "cpu": quantity.of_milli(left["cpu"]),
+            "memory": quantity.of_bytes(left["memory"]),
             "pods": str(capacity.pods),
             "ephemeral-storage": quantity.of_bytes(storage - storage % MIB),  # free space moves by bytes all the time
         }
@@ -92,6 +92,15 @@ class NodeReporter:
         """The largest first, as the kubelet lists them; by id where sizes are equal."""
         chosen = sorted(self._images, key=lambda image: (-image.size, image.id))[:MAX_IMAGES]
         return [o.ContainerImage(names=[*image.names, image.digest], sizeBytes=image.size) for image in chosen]
+
+
+def allocatable(capacity: Capacity, reserved: Reserved) -> dict[str, int]:
+    """What is left for pods: cpu in thousandths, the rest in bytes."""
+    return {
+        "cpu": max(capacity.milli_cpu - reserved.milli_cpu, 0),
+        "memory": max(capacity.memory_bytes - reserved.memory_bytes, 0),
+        "ephemeral-storage": max(capacity.ephemeral_storage_bytes - reserved.ephemeral_storage_bytes, 0),
+    }
 
 
 def _condition(kind: str, fault: str, reason: str) -> o.Condition:

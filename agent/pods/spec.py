@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shoal.agent.images.port import Image
 from shoal.agent.runtime.port import ContainerID, ContainerSpec, Limits, SandboxSpec, StartError
@@ -37,6 +37,7 @@ class NodeFacts:
     log_root: str
     resolv_conf: str = ""  # the node's own /etc/resolv.conf
     boot_id: str = ""
+    allocatable: Mapping[str, int] = field(default_factory=dict)  # cpu in thousandths, the rest in whole units
 
 
 def hostname(pod: o.Pod) -> str:
@@ -135,6 +136,11 @@ def expand(text: str, env: Mapping[str, str]) -> str:
         return "$" if name is None else env.get(name, match[0])
 
     return _REFERENCE.sub(value, text)
+
+
+def references_in(text: str) -> list[str]:
+    """The names that `expand` would look up."""
+    return [match[1] for match in _REFERENCE.finditer(text) if match[1] is not None]
 
 
 # ---- resources ----

@@ -21,7 +21,7 @@ class VolumeFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EmptyDir:
-    """A fresh folder for the pod's life, mode 0777. `memory`: a tmpfs, of `size_bytes` (0: half the pod's limit)."""
+    """A fresh folder for the pod's life, mode 0777. `memory`: a tmpfs of `size_bytes` (0: the kernel's default)."""
 
     memory: bool = False
     size_bytes: int = 0  # on disk: the pod is evicted above it; 0 is no limit
@@ -107,8 +107,8 @@ class Volumes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What a pod refers to and the cluster has not: the pod waits. `what` as "ConfigMap shop/web" or
-    'key "x" of Secret shop/db'; `field` is the path in the pod's manifest."""
+    """What a pod refers to and the cluster has not, or what cannot be used: the pod waits. `what` as "ConfigMap
+    shop/web does not exist"; `field` is the path in the pod's manifest."""
 
     what: str
     field: str
