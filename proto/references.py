@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.proto.v1 import objects_pb2 as o
 
 CONFIG_MAP, SECRET, CLAIM = "ConfigMap", "Secret", "PersistentVolumeClaim"
+VOLUME = "PersistentVolume"
+HOSTNAME = "kubernetes.io/hostname"  # the label that every node has, with its name
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Reference:
+class Reference(NamedTuple):
     kind: str
     namespace: str
     name: str
@@ -21,6 +22,25 @@ def references(pod: o.Pod) -> frozenset[Reference]:
     """The ConfigMaps, Secrets and claims that the pod's spec names, optional ones too."""
     namespace = pod.metadata.namespace
     return frozenset(Reference(kind, namespace, name) for kind, name in _named(pod.spec) if name)
+
+
+def claims_of(pod: o.Pod) -> tuple[str, ...]:
+    """The claims that the pod uses, by name, each once, in the order of its volumes."""
+    if not pod.spec.volumes:
+        return ()
+    named = (volume.persistentVolumeClaim.claimName for volume in pod.spec.volumes)
+    return tuple(dict.fromkeys(name for name in named if name))
+
+
+def homes(volume: o.PersistentVolume) -> frozenset[str]:
+    """The nodes that the volume's affinity names."""
+    return frozenset(
+        value
+        for term in volume.spec.nodeAffinity.required.nodeSelectorTerms
+        for rule in term.matchExpressions
+        if rule.key == HOSTNAME and rule.operator == "In"
+        for value in rule.values
+    )
 
 
 def _named(spec: o.PodSpec) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 
 from shoal.master.controllers.base import Outcome, instant
 from shoal.master.model import (
+    CLUSTER_SCOPED,
     AlreadyExists,
     Change,
     Conflict,
@@ -20,6 +21,7 @@ from shoal.master.model import (
     Record,
     key_of,
 )
+from shoal.proto.references import Reference, homes, references
 from shoal.proto.v1 import objects_pb2 as o
 
 
@@ -66,6 +68,23 @@ class World:
 
     def labelled(self, kind: str, namespace: str, key: str, value: str) -> list[Object]:
         return [obj for obj in self.all(kind, namespace) if obj.metadata.labels.get(key) == value]
+
+    def referring(self, kind: str, namespace: str, name: str, node: str = "") -> list[o.Pod]:
+        return [
+            pod
+            for pod in self.all("Pod")
+            if isinstance(pod, o.Pod)
+            and pod.status.phase not in ("Succeeded", "Failed")
+            and Reference(kind, namespace, name) in references(pod)
+            and node in ("", pod.spec.nodeName)
+        ]
+
+    def claims_on(self, volume: str) -> list[o.PersistentVolumeClaim]:
+        claims = self.all("PersistentVolumeClaim")
+        return [c for c in claims if isinstance(c, o.PersistentVolumeClaim) and c.spec.volumeName == volume]
+
+    def volumes_on(self, node: str) -> list[o.PersistentVolume]:
+        return [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume) and node in homes(v)]
 
     def pods(self, namespace: str = "default") -> list[o.Pod]:
         return [obj for obj in self.all("Pod", namespace) if isinstance(obj, o.Pod)]
@@ -146,7 +165,7 @@ class Subscription:
 
 # ---- objects ----
 def meta(kind: str, name: str, labels: Mapping[str, str], at: float = 0.0) -> o.ObjectMeta:
-    cluster = kind in ("Node", "Namespace")
+    cluster = kind in CLUSTER_SCOPED
     return o.ObjectMeta(
         name=name,
         namespace="" if cluster else "default",

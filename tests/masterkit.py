@@ -32,6 +32,7 @@ from shoal.master.model import (
 )
 from shoal.master.ports import StreamClosed
 from shoal.master.store.memory import Faults, Memory, MemoryEtcd
+from shoal.proto.references import Reference, homes, references
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -64,6 +65,23 @@ class MemoryView:
 
     def labelled(self, kind: str, namespace: str, key: str, value: str) -> Collection[Object]:
         return [m for m in self.all(kind, namespace) if m.metadata.labels.get(key) == value]
+
+    def referring(self, kind: str, namespace: str, name: str, node: str = "") -> list[o.Pod]:
+        return [
+            pod
+            for pod in self.all("Pod")
+            if isinstance(pod, o.Pod)
+            and pod.status.phase not in ("Succeeded", "Failed")
+            and Reference(kind, namespace, name) in references(pod)
+            and node in ("", pod.spec.nodeName)
+        ]
+
+    def claims_on(self, volume: str) -> list[o.PersistentVolumeClaim]:
+        claims = self.all("PersistentVolumeClaim")
+        return [c for c in claims if isinstance(c, o.PersistentVolumeClaim) and c.spec.volumeName == volume]
+
+    def volumes_on(self, node: str) -> list[o.PersistentVolume]:
+        return [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume) and node in homes(v)]
 
     def _messages(self) -> list[Object]:
         return [record.message for record in self.records.values()]

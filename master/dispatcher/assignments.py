@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from shoal.master.dispatcher import statuses
+from shoal.master.dispatcher import deliveries, statuses
 from shoal.master.dispatcher.nodes import Table
 from shoal.master.model import Key, View
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 PART_BYTES = 1 << 20  # a part's bound; a larger object is a part of its own
+INCREMENT_BYTES = 8 << 20  # what one revision may weigh; agents read messages of up to 16 MiB
 NODES_PER_PART = 2000  # an entry has at most some 330 bytes
 OVERHEAD_BYTES = 32  # of an entry beside its uid or name and its body
+
+Entry: TypeAlias = s.AssignedPod | s.AssignedObject
+Change: TypeAlias = tuple[int, int, str | Key]  # revision, which table of Dirty, what
+PODS, NODES, OBJECTS = range(3)
 
 
 @dataclass(slots=True)
 class Dirty:
-    """What one session has still to hear: pod uids and node names, each with the revision of its last change."""
+    """What one session has still to hear: pod uids, node names and objects' keys, each with the revision of its last
+    change; of an object the first change that is not told, so that it never comes after a pod that refers to it."""
 
     pods: dict[str, int] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
+    objects: dict[Key, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.pods or self.nodes)
+        return bool(self.pods or self.nodes or self.objects)
 
     def add_pod(self, uid: str, revision: int) -> None:
         self.pods.pop(uid, None)  # to the end: the dictionary stays ordered by revision
@@ -34,9 +42,13 @@ class Dirty:
         self.nodes.pop(name, None)
         self.nodes[name] = revision
 
+    def add_object(self, key: Key, revision: int) -> None:
+        self.objects.setdefault(key, revision)
+
     def clear(self) -> None:
         self.pods.clear()
         self.nodes.clear()
+        self.objects.clear()
 
 
 def assigned_pod(view: View, uid: str, node: str) -> s.AssignedPod | None:
@@ -51,8 +63,8 @@ def assigned_pod(view: View, uid: str, node: str) -> s.AssignedPod | None:
 def complete(
     view: View, table: Table, node: str, position: s.Position, over: Collection[str] = ()
 ) -> list[s.Assignments]:
-    """Everything that `node` is to hold, save what is `over` there, and the whole node table, in parts of at most
-    1 MiB."""
+    """Everything that `node` is to hold, save the pods that are `over` there, and the whole node table, in parts of at
+    most 1 MiB."""
     entries = table.ordered()
     parts = [
         s.Assignments(upsert_nodes=entries[start : start + NODES_PER_PART])
@@ -60,16 +72,13 @@ def complete(
     ]
     parts = parts or [s.Assignments()]
     size = parts[-1].ByteSize()
-    for pod in sorted(view.pods_on(node), key=lambda p: (p.metadata.namespace, p.metadata.name)):
-        entry = assigned_pod(view, pod.metadata.uid, node)
-        if entry is None or entry.uid in over:
-            continue
+    for entry in _holdings(view, node, over):
         weight = entry.ByteSize() + OVERHEAD_BYTES
         if size and size + weight > PART_BYTES:
             parts.append(s.Assignments())
             size = 0
         size += weight
-        parts[-1].upsert_pods.append(entry)
+        _put(parts[-1], entry)
     for number, part in enumerate(parts):
         part.kind = s.Assignments.COMPLETE
         part.results_in.CopyFrom(position)
@@ -78,24 +87,72 @@ def complete(
     return parts
 
 
-def increment(view: View, table: Table, node: str, dirty: Dirty, fed: int, applies_to: s.Position) -> s.Assignments:
+def _holdings(view: View, node: str, over: Collection[str]) -> Iterator[Entry]:
+    for key in deliveries.everything(view, node):
+        found = deliveries.assigned_object(view, key, node)
+        if found is not None:
+            yield found
+    for pod in sorted(view.pods_on(node), key=lambda p: (p.metadata.namespace, p.metadata.name)):
+        entry = assigned_pod(view, pod.metadata.uid, node)
+        if entry is not None and entry.uid not in over:
+            yield entry
+
+
+def _put(message: s.Assignments, entry: Entry) -> None:
+    if isinstance(entry, s.AssignedPod):
+        message.upsert_pods.append(entry)
+    else:
+        message.upsert_objects.append(entry)
+
+
+def increment(
+    view: View, table: Table, node: str, dirty: Dirty, fed: int, applies_to: s.Position
+) -> s.Assignments | None:
     """Takes from `dirty` what fits into one message, whole revisions only, so that each increment has a position of
-    its own; `fed` is the revision up to which changes have been told."""
+    its own; `fed` is the revision up to which changes have been told. None when one revision is too much for a
+    message: a COMPLETE, which has parts, must carry it."""
     message = s.Assignments(kind=s.Assignments.INCREMENTAL, applies_to=applies_to, last=True)
-    order = sorted([*_tagged(dirty.pods, True), *_tagged(dirty.nodes, False)])
+    order = sorted(_changes(dirty), key=lambda change: change[:2])
     size, reached = 0, fed
-    for index, (revision, is_pod, name) in enumerate(order):
+    for index, (revision, which, what) in enumerate(order):
         if size > PART_BYTES and revision != order[index - 1][0]:
             reached = order[index - 1][0]
             break
-        size += _add_pod(view, node, name, message) if is_pod else _add_node(table, name, message)
-        (dirty.pods if is_pod else dirty.nodes).pop(name)
+        size += _add(view, table, node, message, which, what)
+        if size > INCREMENT_BYTES:
+            return None
+        _forget(dirty, which, what)
     message.results_in.CopyFrom(s.Position(epoch=applies_to.epoch, revision=reached))
     return message
 
 
-def _tagged(changes: Mapping[str, int], is_pod: bool) -> Iterator[tuple[int, bool, str]]:
-    return ((revision, is_pod, name) for name, revision in changes.items())
+def _changes(dirty: Dirty) -> Iterator[Change]:
+    yield from ((revision, PODS, uid) for uid, revision in dirty.pods.items())
+    yield from ((revision, NODES, name) for name, revision in dirty.nodes.items())
+    yield from ((revision, OBJECTS, key) for key, revision in dirty.objects.items())
+
+
+def _forget(dirty: Dirty, which: int, what: str | Key) -> None:
+    if isinstance(what, Key):
+        del dirty.objects[what]
+    else:
+        del (dirty.pods if which == PODS else dirty.nodes)[what]
+
+
+def _add(view: View, table: Table, node: str, message: s.Assignments, which: int, what: str | Key) -> int:
+    """Puts one change into the message; its size in bytes."""
+    if isinstance(what, Key):
+        return _add_object(view, node, what, message)
+    return _add_pod(view, node, what, message) if which == PODS else _add_node(table, what, message)
+
+
+def _add_object(view: View, node: str, key: Key, message: s.Assignments) -> int:
+    entry = deliveries.assigned_object(view, key, node)
+    if entry is None:
+        message.remove_objects.add(kind=key.kind, namespace=key.namespace, name=key.name)
+        return len(key.namespace) + len(key.name) + OVERHEAD_BYTES
+    message.upsert_objects.append(entry)
+    return entry.ByteSize() + OVERHEAD_BYTES
 
 
 def _add_pod(view: View, node: str, uid: str, message: s.Assignments) -> int:

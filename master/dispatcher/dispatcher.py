@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from shoal.master.controllers.eviction import give_up
-from shoal.master.dispatcher import nodes, statuses
+from shoal.master.dispatcher import deliveries, nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.session import Peer, Session
 from shoal.master.dispatcher.status_writer import Counters, StatusWriter
@@ -81,7 +81,7 @@ class Dispatcher:
         self._joining: dict[str, object] = {}
         self._last_seen: dict[str, float] = {}
         self._started = self._clock()
-        self._changes = store.subscribe({"Pod", "Node"})  # from here on nothing is missed
+        self._changes = store.subscribe({"Pod", "Node", *deliveries.DELIVERED})  # from here on nothing is missed
         self._fed = store.view.revision
         self.table = nodes.Table(n for n in store.view.all("Node") if isinstance(n, o.Node))
         self._leader_hint = ""
@@ -163,6 +163,17 @@ class Dispatcher:
                     session.dirty.add_pod(uid, event.revision)
         elif event.key.kind == "Node":
             self._tell_node(event, new if isinstance(new, o.Node) else None)
+        if event.key.kind != "Node":
+            self._tell_objects(event)
+
+    def _tell_objects(self, event: Event) -> None:
+        for node, key in deliveries.concerned(self.view, event):
+            if (session := self._sessions.get(node)) is not None:
+                session.dirty.add_object(key, event.revision)
+        if event.new is None and (lost := deliveries.unreachable(event)):
+            for session in self._sessions.values():
+                for key in lost & session.volumes:
+                    session.dirty.add_object(key, event.revision)
 
     def _end_for(self, session: Session, pod: Object | None) -> None:
         """Says for the agent that a deleted pod, of which it holds nothing, has ended."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.master.dispatcher import assignments
 from shoal.master.dispatcher.nodes import Table
-from shoal.master.model import View
+from shoal.master.model import Key, View
 from shoal.master.ports import Authority, Stream, StreamClosed
+from shoal.proto.references import VOLUME
 from shoal.proto.v1 import session_pb2 as s
 
 UNWRITTEN_REPORTS = 16  # status reports of one session in flight to etcd; then its stream is not read
@@ -61,6 +62,7 @@ class Session:
         self.id = session_id
         self.over = over
         self.dirty = assignments.Dirty()
+        self.volumes: set[Key] = set()  # that the agent has been told of, or is about to be
         self.last_sequence = (0, 0)  # of the newest report that was taken
         self.closed = asyncio.Event()
         self._stream = stream
@@ -166,15 +168,26 @@ class Session:
 
     def _next_assignment(self) -> s.Down | None:
         view, table, fed = self._feed.view, self._feed.table, self._feed.fed
+        message = None
+        if self.dirty and not self._complete_due and not self._parts:
+            message = assignments.increment(view, table, self.peer.node, self.dirty, fed, self._position)
+            self._complete_due = message is None
         if self._complete_due:
             self._complete_due = False
             self.dirty.clear()
             self._position = s.Position(epoch=self._feed.authority.epoch, revision=fed)
             self._parts.extend(assignments.complete(view, table, self.peer.node, self._position, self.over))
+            self.volumes.clear()
+            self._note_volumes(self._parts)
         if self._parts:
             return s.Down(assignments=self._parts.popleft())
-        if self.dirty:
-            message = assignments.increment(view, table, self.peer.node, self.dirty, fed, self._position)
+        if message is not None:
             self._position = message.results_in
+            self._note_volumes([message])
             return s.Down(assignments=message)
         return None
+
+    def _note_volumes(self, messages: Iterable[s.Assignments]) -> None:
+        for message in messages:
+            self.volumes |= {Key(x.kind, "", x.name) for x in message.upsert_objects if x.kind == VOLUME}
+            self.volumes -= {Key(x.kind, "", x.name) for x in message.remove_objects if x.kind == VOLUME}

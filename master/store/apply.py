@@ -65,6 +65,15 @@ class Cache:
     def labelled(self, kind: str, namespace: str, key: str, value: str) -> Collection[Object]:
         return self._indexes.find(("label", kind, namespace, key, value))
 
+    def referring(self, kind: str, namespace: str, name: str, node: str = "") -> Collection[o.Pod]:
+        return cast(Collection[o.Pod], self._indexes.find(("refers", kind, namespace, name, node)))
+
+    def claims_on(self, volume: str) -> Collection[o.PersistentVolumeClaim]:
+        return cast(Collection[o.PersistentVolumeClaim], self._indexes.find(("claims", volume)))
+
+    def volumes_on(self, node: str) -> Collection[o.PersistentVolume]:
+        return cast(Collection[o.PersistentVolume], self._indexes.find(("lives", node)))
+
     def sorted_keys(self, kind: str) -> Sequence[Key]:
         """All keys of a kind by namespace and name. Sorted anew only after keys came or went."""
         if kind not in self._sorted:

@@ -1,15 +1,19 @@
-"""The declared indexes over committed objects: by owner uid, by node and by label. Kept by `apply` alone."""
+"""The declared indexes over committed objects: by owner uid, by node, by label, and by what refers to what. Kept by
+`apply` alone."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TypeAlias, cast
 
 from shoal.master.model import Key, Object, Record
+from shoal.proto.references import homes, references
 from shoal.proto.v1 import objects_pb2 as o
 
-# ("owner", uid), ("node", name) or ("label", kind, namespace, key, value)
+# ("owner", uid), ("node", name), ("label", kind, namespace, key, value),
+# ("refers", kind, namespace, name, node or ""): pods; ("claims", volume): claims; ("lives", node): volumes
 Entry: TypeAlias = tuple[str, ...]
+FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 _NOTHING: dict[Key, Object] = {}
 
 
@@ -19,9 +23,25 @@ def entries_of(record: Record) -> tuple[Entry, ...]:
     metadata = message.metadata
     entries: list[Entry] = [("owner", owner.uid) for owner in metadata.ownerReferences]
     entries += [("label", key.kind, key.namespace, name, value) for name, value in metadata.labels.items()]
-    if key.kind == "Pod" and (node := cast(o.Pod, message).spec.nodeName):
-        entries.append(("node", node))
+    if key.kind == "Pod":
+        entries += _of_pod(cast(o.Pod, message))
+    elif key.kind == "PersistentVolumeClaim" and (volume := cast(o.PersistentVolumeClaim, message).spec.volumeName):
+        entries.append(("claims", volume))
+    elif key.kind == "PersistentVolume":
+        entries += [("lives", node) for node in homes(cast(o.PersistentVolume, message))]
     return tuple(entries)
+
+
+def _of_pod(pod: o.Pod) -> Iterator[Entry]:
+    node = pod.spec.nodeName
+    if node:
+        yield ("node", node)
+    if pod.status.phase in FINAL_PHASES:
+        return
+    for kind, namespace, name in references(pod):
+        yield ("refers", kind, namespace, name, "")
+        if node:
+            yield ("refers", kind, namespace, name, node)
 
 
 class Indexes:

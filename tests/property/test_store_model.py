@@ -31,6 +31,9 @@ def make_pod(name: str, number: int, uid: str) -> o.Pod:
     pod.metadata.labels["n"] = str(number)
     pod.spec.nodeName = f"node{number % 2}"
     pod.metadata.ownerReferences.add(uid=f"owner{number % 3}", kind="ReplicaSet", name="r")
+    pod.spec.volumes.add(name="v").secret.secretName = f"s{number % 2}"
+    pod.spec.volumes.add(name="w").secret.secretName = "s0"
+    pod.status.phase = "Failed" if number == 5 else "Running"
     return pod
 
 
@@ -89,6 +92,12 @@ def check_indexes(cache: Cache, records: Mapping[Key, Record]) -> None:
         found = {
             ("node", f"node{number % 2}"): cache.pods_on(f"node{number % 2}"),
             ("owner", f"owner{number % 3}"): cache.owned(f"owner{number % 3}"),
+            ("refers", "Secret", "default", f"s{number % 2}", ""): cache.referring(
+                "Secret", "default", f"s{number % 2}"
+            ),
+            ("refers", "Secret", "default", "s0", f"node{number % 2}"): cache.referring(
+                "Secret", "default", "s0", f"node{number % 2}"
+            ),
             ("label", "Pod", "default", "n", str(number)): cache.labelled("Pod", "default", "n", str(number)),
         }
         for entry, objects in found.items():

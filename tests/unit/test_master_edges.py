@@ -98,6 +98,7 @@ def test_increments_hold_whole_revisions_in_order(steps: list[tuple[int, int]], 
     position, told = s.Position(epoch=1, revision=0), dict[str, int]()
     while dirty:
         message = assignments.increment(store.view, nodes.Table([]), "n", dirty, revision, position)
+        assert message is not None
         assert message.applies_to == position
         assert message.results_in.revision > position.revision
         position = message.results_in

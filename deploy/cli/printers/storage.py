@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shoal.deploy.cli.printers.text import created_age
+from shoal.proto.references import homes
 from shoal.proto.v1 import objects_pb2 as o
 
 SHORT_MODES = {"ReadWriteOnce": "RWO", "ReadOnlyMany": "ROX", "ReadWriteMany": "RWX", "ReadWriteOncePod": "RWOP"}
-HOSTNAME = "kubernetes.io/hostname"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 UNSET = "<unset>"
 
@@ -25,14 +25,7 @@ def phase(obj: o.PersistentVolume | o.PersistentVolumeClaim) -> str:
 
 def node_of(volume: o.PersistentVolume) -> str:
     """The nodes that its affinity names; empty when it does not bind the volume to any."""
-    named = [
-        value
-        for term in volume.spec.nodeAffinity.required.nodeSelectorTerms
-        for rule in term.matchExpressions
-        if rule.key == HOSTNAME and rule.operator == "In"
-        for value in rule.values
-    ]
-    return ",".join(named)
+    return ",".join(sorted(homes(volume)))
 
 
 def bound_to(volume: o.PersistentVolume) -> str:
