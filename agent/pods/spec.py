@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from shoal.agent.images.port import Image
 from shoal.agent.runtime.port import ContainerID, ContainerSpec, Limits, SandboxSpec, StartError
 from shoal.proto import quantity
+from shoal.proto.qos import qos_class
 from shoal.proto.v1 import objects_pb2 as o
 
 MIN_SHARES, MAX_SHARES = 2, 262144  # cgroup v1's bounds of cpu.shares
@@ -154,18 +155,6 @@ def amounts(container: o.Container, which: str, resource: str) -> int | None:
     return quantity.milli(text) if resource == "cpu" else quantity.whole(text)
 
 
-def qos_class(pod: o.Pod) -> str:
-    """Guaranteed, Burstable or BestEffort (kubernetes.io/docs/concepts/workloads/pods/pod-qos)."""
-    pairs = [
-        (amounts(c, "requests", resource) or 0, amounts(c, "limits", resource) or 0)
-        for c in pod.spec.containers
-        for resource in ("cpu", "memory")
-    ]
-    if not any(request or limit for request, limit in pairs):
-        return "BestEffort"
-    return "Guaranteed" if all(limit and request == limit for request, limit in pairs) else "Burstable"
-
-
 def shares(milli_cpu: int) -> int:
     return min(max(milli_cpu * SHARES_PER_CPU // 1000, MIN_SHARES), MAX_SHARES)
 
@@ -203,7 +192,7 @@ def _sum_of_all(values: Iterable[int | None]) -> int | None:
 
 def oom_score_adj(pod: o.Pod, container: o.Container, capacity: int) -> int:
     """The kubelet's GetContainerOOMScoreAdjust: the less is requested, the sooner the kernel picks it."""
-    qos = qos_class(pod)
+    qos = qos_class(pod.spec)
     if qos == "Guaranteed":
         return GUARANTEED_OOM_ADJ
     if qos == "BestEffort":

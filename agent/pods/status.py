@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shoal.agent.pods.facts import ENDED, RUNNING, STARTING, ContainerFacts, Run
-from shoal.agent.pods.spec import NodeFacts, qos_class
+from shoal.agent.pods.spec import NodeFacts
+from shoal.proto.qos import qos_class
 from shoal.proto.v1 import objects_pb2 as o
 
 PENDING, RUNNING_PHASE, SUCCEEDED, FAILED = "Pending", "Running", "Succeeded", "Failed"
@@ -52,7 +53,7 @@ def pod_status(
         podIP=address,
         podIPs=[o.PodIP(ip=address)] if address else [],
         startTime=time_of(start_time),
-        qosClass=qos_class(pod),
+        qosClass=qos_class(pod.spec),
         observedGeneration=pod.metadata.generation,
         containerStatuses=[container_status(pod, c, over=over) for c in containers],
     )

@@ -12,6 +12,7 @@ from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, O
 from shoal.proto import known
 from shoal.proto.defaults import apply_defaults
 from shoal.proto.kinds import Plain
+from shoal.proto.qos import qos_class
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.validation import validate, validate_update
@@ -151,6 +152,7 @@ def _check_namespace(view: View, obj: Object) -> None:
 def _first_status(obj: Object) -> None:
     if isinstance(obj, o.Pod):
         obj.status.phase = "Pending"
+        obj.status.qosClass = qos_class(obj.spec)
     elif isinstance(obj, o.Namespace):
         obj.status.phase = "Active"
 

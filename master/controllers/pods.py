@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from shoal.master.controllers.base import Rng, condition, instant, owner_reference, ready, seconds
 from shoal.master.model import Object
 from shoal.proto.defaults import apply_defaults
-from shoal.proto.quantity import parse
+from shoal.proto.qos import qos_class
 from shoal.proto.v1 import objects_pb2 as o
 
 # Kubernetes' alphabet for generated names: no vowels (no words), no 0, 1 and 3 (no doubt).
@@ -49,20 +49,6 @@ def pod_from(template: o.PodTemplateSpec, owner: Object, name: str, uid: str, no
     pod.status.phase = "Pending"
     pod.status.qosClass = qos_class(pod.spec)
     return pod
-
-
-def qos_class(spec: o.PodSpec) -> str:
-    """Guaranteed when cpu and memory requests equal limits everywhere, BestEffort when there are none."""
-    lists = [c.resources for c in spec.containers]
-    if not any(r.limits.keys() & {"cpu", "memory"} or r.requests.keys() & {"cpu", "memory"} for r in lists):
-        return "BestEffort"
-    for resources in lists:
-        for name in ("cpu", "memory"):
-            limit = resources.limits[name].text if name in resources.limits else ""
-            request = resources.requests[name].text if name in resources.requests else limit
-            if not limit or parse(request).nanos != parse(limit).nanos:
-                return "Burstable"
-    return "Guaranteed"
 
 
 def crowding(related: Iterable[o.Pod]) -> Counter[str]:

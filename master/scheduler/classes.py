@@ -57,13 +57,29 @@ def wanted_by(container: o.Container) -> dict[str, int]:
 
 
 def requests_of(spec: o.PodSpec) -> tuple[tuple[str, int], ...]:
-    """Summed over the containers, sorted by resource. Every pod takes a pod slot."""
-    total: dict[str, int] = {}
+    """What the pod takes at its most, sorted by resource: the containers and sidecars together, or an init container
+    with the sidecars that are there by then. Every pod takes a pod slot."""
+    running: dict[str, int] = {}  # sidecars so far
+    most: dict[str, int] = {}
+    for container in spec.initContainers:
+        wanted = wanted_by(container)
+        if container.restartPolicy == "Always":
+            running = _sum(running, wanted)
+            wanted = {}
+        most = _max(most, _sum(running, wanted))
     for container in spec.containers:
-        for name, value in wanted_by(container).items():
-            total[name] = min(AMOUNT_LIMIT, total.get(name, 0) + value)
+        running = _sum(running, wanted_by(container))
+    total = _max(most, running)
     total[PODS] = 1
     return tuple(sorted((name, value) for name, value in total.items() if value > 0))
+
+
+def _sum(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    return {name: min(AMOUNT_LIMIT, first.get(name, 0) + second.get(name, 0)) for name in first.keys() | second.keys()}
+
+
+def _max(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    return {name: max(first.get(name, 0), second.get(name, 0)) for name in first.keys() | second.keys()}
 
 
 def load_of(spec: o.PodSpec) -> tuple[int, int]:

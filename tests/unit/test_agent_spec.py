@@ -13,10 +13,10 @@ from shoal.agent.pods.spec import (
     managed_files,
     oom_score_adj,
     pod_limits,
-    qos_class,
     sandbox_spec,
 )
 from shoal.agent.runtime.port import ContainerSpec, Limits, StartError
+from shoal.proto.qos import qos_class
 from shoal.proto.v1 import objects_pb2 as o
 from tests.agents import IMAGE, NODE, make_pod
 
@@ -171,7 +171,14 @@ def test_limits_follow_the_kubelet(given: dict[str, str], limits: Limits) -> Non
 )
 def test_b43_qos_class(first: dict[str, str], second: dict[str, str], qos: str) -> None:
     pod = resources(resources(make_pod(containers=("a", "b")), first), second, 1)
-    assert qos_class(pod) == qos
+    assert qos_class(pod.spec) == qos
+
+
+def test_b43_an_init_container_that_asks_for_nothing_is_not_guaranteed() -> None:
+    pod = resources(make_pod(), {"limits_cpu": "1", "limits_memory": "1Gi"})
+    assert qos_class(pod.spec) == "Guaranteed"
+    pod.spec.initContainers.add(name="init")
+    assert qos_class(pod.spec) == "Burstable"
 
 
 def test_the_pod_s_cgroup_has_the_sums() -> None:

@@ -211,6 +211,18 @@ def test_requests_round_up_and_limits_stand_in() -> None:
     assert requests_of(one.spec) == (("cpu", 1), ("memory", 1000), ("pods", 1))
 
 
+def test_init_containers_count_by_the_most_that_runs_at_once() -> None:
+    one = pod("one", cpu="500m")
+    for name, cpu, policy in (("side", "200m", "Always"), ("first", "600m", ""), ("last", "100m", "")):
+        made = one.spec.initContainers.add(name=name)
+        made.resources.requests["cpu"].text = cpu
+        if policy:
+            made.restartPolicy = policy
+    assert dict(requests_of(one.spec))["cpu"] == 800  # the sidecar and "first"
+    one.spec.containers[0].resources.requests["cpu"].text = "1"
+    assert dict(requests_of(one.spec))["cpu"] == 1200  # the sidecar and the app
+
+
 def test_a_message_with_other_counts_tells_the_same_story() -> None:
     first = "0/12 nodes are available: 9 Insufficient cpu (short of 250m at best), 3 node(s) were not ready."
     assert same_story(

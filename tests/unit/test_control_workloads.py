@@ -10,8 +10,9 @@ from shoal.master.controllers import deployment as deployments
 from shoal.master.controllers import podgc
 from shoal.master.controllers import replicaset as replicasets
 from shoal.master.controllers.base import ready, set_condition
-from shoal.master.controllers.pods import crowding, deletion_order, new_name, qos_class
+from shoal.master.controllers.pods import crowding, deletion_order, new_name
 from shoal.master.model import Create, Key, Modify, Object
+from shoal.proto.qos import qos_class
 from shoal.proto.v1 import objects_pb2 as o
 from tests.control_steps import Steps
 from tests.control_world import World, deployment, namespace, node, pod, replicaset
