@@ -9,6 +9,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 CONFIG_MAP, SECRET, CLAIM = "ConfigMap", "Secret", "PersistentVolumeClaim"
 VOLUME = "PersistentVolume"
+LOCAL_FINALIZER = "shoal.dev/local-volume"  # of a volume: its node has still to remove the folder
 HOSTNAME = "kubernetes.io/hostname"  # the label that every node has, with its name
 
 

@@ -103,6 +103,7 @@ def normal_key(key: c.Key) -> Key:
 
 def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
     """Turns what was sent into what is stored, in place. Raises Fault."""
+    _refuse_certificates(obj)
     meta = obj.metadata
     uid = stamp.uid(obj)
     if not meta.name and meta.generateName:
@@ -118,6 +119,11 @@ def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
     meta.creationTimestamp.seconds = int(stamp.now)
     _first_status(obj)
     _check_size(obj)
+
+
+def _refuse_certificates(obj: Object) -> None:
+    if isinstance(obj, o.Death):
+        raise Forbidden("a Death is written by the node where a container died: it can be read and deleted only")
 
 
 def _clear_servers_fields(obj: Object) -> None:
@@ -164,6 +170,7 @@ def _check_size(obj: Object) -> None:
 
 def prepare_update(old: Object, new: Object) -> None:
     """Turns `new` into the successor of `old`, in place: equal to it when nothing was changed. Raises Fault."""
+    _refuse_certificates(old)
     key = key_of(old)
     if new.metadata.uid and new.metadata.uid != old.metadata.uid:
         raise Conflict(f"{key} is another object now (uid {old.metadata.uid}, not {new.metadata.uid}): read it again")

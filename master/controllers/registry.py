@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shoal.master.controllers import deployment, eviction, gc, node, podgc, replicaset
+from shoal.master.controllers import deaths, deployment, eviction, gc, node, podgc, replicaset
 from shoal.master.controllers.base import Controller, Rng
 from shoal.master.controllers.node import Beats
 
@@ -17,6 +17,7 @@ def all_controllers(rng: Rng, beats: Callable[[], Beats]) -> list[Controller]:
         deployment.controller(rng),
         replicaset.controller(rng),
         podgc.controller(),
+        deaths.controller(),
         gc.controller(),
         gc.namespace_controller(),
     ]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal.master.model import Event, Key, Record, View
-from shoal.proto.references import CLAIM, CONFIG_MAP, SECRET, VOLUME, homes, references
+from shoal.master.model import Event, Key, Modify, Object, Record, View
+from shoal.proto.references import CLAIM, CONFIG_MAP, LOCAL_FINALIZER, SECRET, VOLUME, homes, references
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -104,3 +104,24 @@ def _volume_named(record: Record | None) -> set[Key]:
 def _homes(record: Record | None) -> frozenset[str]:
     volume = record.message if record is not None else None
     return homes(volume) if isinstance(volume, o.PersistentVolume) else frozenset()
+
+
+# ---- the end of a volume ----
+def freed(view: View, node: str, name: str) -> Modify | str | None:
+    """What follows when `node` says that a volume's folder is gone: its finalizer goes; or why not, in words; None
+    when there is nothing to do."""
+    volume = view.get(VOLUME, "", name)
+    if not isinstance(volume, o.PersistentVolume) or LOCAL_FINALIZER not in volume.metadata.finalizers:
+        return None
+    if homes(volume) != {node}:
+        return f"volume {name} lives on {', '.join(sorted(homes(volume))) or 'no node'}, not on {node}"
+    if not volume.metadata.HasField("deletionTimestamp"):
+        return f"volume {name} is not being deleted"
+    return Modify(Key(VOLUME, "", name), _let_go, uid=volume.metadata.uid)
+
+
+def _let_go(obj: Object) -> bool:
+    if LOCAL_FINALIZER not in obj.metadata.finalizers:
+        return False
+    obj.metadata.finalizers.remove(LOCAL_FINALIZER)
+    return True

@@ -76,7 +76,7 @@ class Dispatcher:
         self._admission = Admission(config.admissions_per_second, config.admission_burst)
         self._tunnels = Tunnels(rng, config.tunnel_patience)
         self.counters = counters or Counters()
-        self._writer = StatusWriter(store, self.counters)
+        self._writer = StatusWriter(store, self.counters, now)
         self._sessions: dict[str, Session] = {}
         self._joining: dict[str, object] = {}
         self._last_seen: dict[str, float] = {}
@@ -368,6 +368,8 @@ class Dispatcher:
             self._take(session, message.status)
         elif which == "node":
             self._writer.submit_node(session, message.node)
+        elif which == "volumes_removed":
+            self._writer.submit_freed(session, message.volumes_removed.names)
         elif which == "resync":
             log.info("node %s asks for everything anew: %s", session.peer.node, message.resync.why[:200])
             session.request_complete()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from shoal.master.dispatcher import nodes, statuses
+from shoal.master.dispatcher import deaths, deliveries, nodes, statuses
 from shoal.master.dispatcher.session import Session
 from shoal.master.model import Change, Conflict, Fault, NotFound, Record
 from shoal.master.stores import StoreFace
+from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.dispatcher")
@@ -37,20 +39,23 @@ class _Item:
     sequence: s.Sequence | None
     pods: list[s.PodReport]
     node: s.NodeReport | None = None
+    deaths: Sequence[o.Death] = ()
+    freed: Sequence[str] = ()  # volumes whose folders are gone
 
 
 class StatusWriter:
     """One loop for all sessions."""
 
-    def __init__(self, store: StoreFace, counters: Counters) -> None:
+    def __init__(self, store: StoreFace, counters: Counters, now: Callable[[], float]) -> None:
         self._store = store
+        self._now = now
         self._items: list[_Item] = []
         self._wake = asyncio.Event()
         self._counters = counters
 
     def submit(self, session: Session, report: s.StatusReport) -> None:
         session.taken()
-        self._add(_Item(session, report.sequence, list(report.pods)))
+        self._add(_Item(session, report.sequence, list(report.pods), deaths=report.deaths))
 
     def submit_repeat(self, session: Session, sequence: s.Sequence) -> None:
         """Acknowledged again, after what is still on its way."""
@@ -60,6 +65,10 @@ class StatusWriter:
     def submit_node(self, session: Session, report: s.NodeReport) -> None:
         session.taken()
         self._add(_Item(session, None, [], report))
+
+    def submit_freed(self, session: Session, names: Sequence[str]) -> None:
+        session.taken()
+        self._add(_Item(session, None, [], freed=names))
 
     def submit_for(self, session: Session, report: s.PodReport) -> None:
         """What the master knows in the agent's place."""
@@ -94,7 +103,7 @@ class StatusWriter:
 
     def _changes(self, batch: list[_Item]) -> list[Change]:
         """One change per pod and node at most: an agent's later report holds all of the earlier."""
-        latest: dict[tuple[str, str], Change | None] = {}
+        latest: dict[tuple[str, ...], Change | None] = {}
         for item in batch:
             node = item.session.peer.node
             if item.node is not None:
@@ -102,11 +111,25 @@ class StatusWriter:
             for report in item.pods:
                 verdict = statuses.judge(self._store.view, node, report)
                 if verdict.refused:
-                    self._counters.refused_reports += 1
-                    log.warning("node %s: report refused: %s", node, verdict.refused)
+                    self._refused(node, verdict.refused)
                 else:
                     latest[(node, report.uid)] = verdict.change
+            for death in item.deaths:
+                judged = deaths.judge(self._store.view, node, death, self._now())
+                if judged.refused:
+                    self._refused(node, judged.refused)
+                latest[(node, death.pod.uid, death.metadata.name)] = judged.change
+            for name in item.freed:
+                change = deliveries.freed(self._store.view, node, name)
+                if isinstance(change, str):
+                    self._refused(node, change)
+                else:
+                    latest[(node, "volume", name)] = change
         return [change for change in latest.values() if change is not None]
+
+    def _refused(self, node: str, why: str) -> None:
+        self._counters.refused_reports += 1
+        log.warning("node %s: report refused: %s", node, why)
 
     async def _written(self, changes: list[Change]) -> bool:
         """False when it must be tried again: also without leadership, which may come back or end this loop."""

@@ -29,6 +29,7 @@ class Replica:
         self.objects: dict[Key, Object] = {}
         self.ever: set[Key] = set()  # every object that it was ever sent
         self.completes = 0
+        self.acknowledged = 0
         self._fresh = (dict[str, o.Pod](), dict[Key, Object]())
 
     async def listen(self, lasting: set[Key]) -> None:
@@ -36,6 +37,8 @@ class Replica:
         while (message := (await self.stream._down.get())) is not None:
             if message.WhichOneof("message") == "assignments":
                 self._take(message.assignments, lasting)
+            if message.WhichOneof("message") == "status_ack":
+                self.acknowledged = message.status_ack.sequence.counter
 
     def _take(self, message: s.Assignments, lasting: set[Key]) -> None:
         complete = message.kind == s.Assignments.COMPLETE
@@ -322,3 +325,47 @@ def random_change(bench: Bench, rng: random.Random, number: int) -> Change:
 
     chosen = rng.choice(pods) if pods and rng.random() < 0.7 else key("Secret", "lasting")
     return Modify(chosen, edit)
+
+
+# ---- what agents say of volumes and deaths ----
+def leaving(name: str, node: str) -> o.PersistentVolume:
+    made = volume(name, node)
+    made.metadata.finalizers.append("shoal.dev/local-volume")
+    made.metadata.deletionTimestamp.seconds = 1
+    return made
+
+
+async def test_only_a_volumes_own_node_can_say_that_its_folder_is_gone() -> None:
+    async with running() as bench:
+        staying = volume("stays", "a")
+        staying.metadata.finalizers.append("shoal.dev/local-volume")
+        await bench.put(leaving("mine", "a"), leaving("other", "b"), staying)
+        await bench.join("a")
+        names = ["mine", "other", "stays", "unknown"]
+        bench.replicas["a"].stream.say(s.Up(volumes_removed=s.VolumesRemoved(names=names)))
+
+        def held(name: str) -> bool:
+            found = bench.store.view.get("PersistentVolume", "", name)
+            return found is not None and bool(found.metadata.finalizers)
+
+        await until(lambda: not held("mine"))
+        assert held("other")
+        assert held("stays")
+        assert bench.dispatcher.counters.refused_reports == 2
+
+
+async def test_a_certificate_is_written_before_its_report_is_acknowledged() -> None:
+    async with running() as bench:
+        one = pod("one", "a")
+        await bench.put(one)
+        await bench.join("a")
+        death = o.Death(container="c", reason="Error", exitCode=1)
+        death.metadata.name, death.pod.uid = "one.c.0.pod", one.metadata.uid
+        report = s.StatusReport(sequence=s.Sequence(agent_start=1, counter=1), deaths=[death])
+        bench.store.gate = asyncio.Event()
+        bench.replicas["a"].stream.say(s.Up(status=report))
+        await asyncio.sleep(0.01)
+        assert not bench.replicas["a"].acknowledged
+        bench.store.gate.set()
+        await until(lambda: bench.replicas["a"].acknowledged == 1)
+        assert bench.store.view.get("Death", SPACE, death.metadata.name) is not None
