@@ -74,7 +74,7 @@ system() {
     fi
     if [ "$kind" = test ]; then install_packages "${TEST_PACKAGES[@]}"; else install_packages "${DEMO_PACKAGES[@]}"; fi
     unpack etcd-server usr/bin/etcd
-    if [ "$kind" = test ]; then unpack prometheus usr/bin/promtool; fi
+    if [ "$kind" = test ]; then unpack prometheus usr/bin/promtool; unpack docker-registry usr/bin/docker-registry; fi
 }
 
 venv() {
