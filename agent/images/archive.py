@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.agent.images import names, oci, tar
 from shoal.agent.images.oci import Descriptor
@@ -17,6 +17,7 @@ from shoal.agent.images.port import ImageFault
 from shoal.agent.images.streams import (
     CHUNK,
     DEFAULT_BOUNDS,
+    MAGIC_SIZE,
     Bounds,
     Digest,
     Limited,
@@ -24,6 +25,7 @@ from shoal.agent.images.streams import (
     ReadAt,
     Region,
     digest_of,
+    packing,
     unpacker,
 )
 
@@ -62,6 +64,7 @@ class Found:
     id: str
     size: int
     document: bytes  # the configuration
+    manifest: bytes
     config: oci.Config
     layers: Sequence[LayerSource]
 
@@ -165,9 +168,9 @@ class Archive:
             raise ImageFault("BadArchive", "index.json lists no image")
         merged: dict[str, Found] = {}
         for group in groups.values():
-            found = self._image(oci.choose(group, architecture, "index.json"), architecture, ())
-            known = merged.get(found.digest)
-            merged[found.digest] = _renamed(found, [*(known.names if known else ()), *found.names])
+            image = self._image(oci.choose(group, architecture, "index.json"), architecture, ())
+            known = merged.get(image.digest)
+            merged[image.digest] = _renamed(image, [*(known.names if known else ()), *image.names])
         return list(merged.values())
 
     def _image(self, item: Descriptor, architecture: str, above: tuple[Descriptor, ...]) -> Found:
@@ -184,7 +187,8 @@ class Archive:
         blobs = [self._blob(layer) for layer in manifest.layers]
         image_names = [name for one in (*above, item) for name in oci.names_of(one.annotations)]
         digests = [item.digest, *(one.digest for one in above)]
-        return self._found(image_names, digests, document, config, [layer.digest for layer in manifest.layers], blobs)
+        packed = [layer.digest for layer in manifest.layers]
+        return found(image_names, digests, (document, data), config, packed, blobs, self._bounds)
 
     def _blob(self, layer: Descriptor) -> Blob:
         blob = self._find(_blob_path(layer.digest))
@@ -193,30 +197,6 @@ class Archive:
         if layer.size not in (-1, blob.size):
             raise ImageFault("BadDigest", f"the layer {layer.digest} has {blob.size} bytes, not {layer.size}")
         return blob
-
-    def _found(
-        self,
-        image_names: Sequence[str],
-        digests: Sequence[str],
-        document: bytes,
-        config: oci.Config,
-        layer_digests: Sequence[str],
-        blobs: Sequence[Blob],
-    ) -> Found:
-        if len(blobs) != len(config.diff_ids):
-            raise ImageFault(
-                "BadArchive", f"{digests[0]} has {len(blobs)} layers, its configuration {len(config.diff_ids)}"
-            )
-        if not 0 < len(blobs) <= self._bounds.layers:
-            raise ImageFault(
-                "BadArchive", f"{digests[0]} has {len(blobs)} layers: 1 to {self._bounds.layers} are possible"
-            )
-        parts = zip(layer_digests, config.diff_ids, oci.chain_ids(config.diff_ids), blobs, strict=True)
-        size = len(document) + sum(blob.size for blob in blobs)
-        layers = [LayerSource(*part) for part in parts]
-        return Found(
-            tuple(image_names), digests[0], tuple(digests), digest_of(document), size, document, config, layers
-        )
 
     def _docker(self) -> list[Found]:
         by_layer: dict[str, list[str]] = {}
@@ -238,11 +218,12 @@ class Archive:
         config = oci.parse_config(document, image.config)
         layers = [self._docker_layer(path) for path in image.layers]
         descriptor = Descriptor(oci.CONFIG_TYPES[0], digest_of(document), len(document))
-        digest = digest_of(oci.make_manifest(descriptor, [layer for layer, _ in layers]))
+        manifest = oci.make_manifest(descriptor, [layer for layer, _ in layers])
         top = image.layers[-1].partition("/")[0] if image.layers else ""
         image_names = [names.normalise(name) for name in image.names or by_layer.get(top, [])]
         digests = [layer.digest for layer, _ in layers]
-        return self._found(image_names, [digest], document, config, digests, [blob for _, blob in layers])
+        blobs = [blob for _, blob in layers]
+        return found(image_names, [digest_of(manifest)], (document, manifest), config, digests, blobs, self._bounds)
 
     def _docker_layer(self, path: str) -> tuple[Descriptor, Blob]:
         blob = self._find(path)
@@ -250,7 +231,9 @@ class Archive:
             raise ImageFault("BadArchive", f"manifest.json names the layer {path}, which is not in the archive")
         digest = Digest(self.region(blob).read)
         digest.drain()
-        return Descriptor(f"{oci.OCI}layer.v1.tar", digest.value, blob.size), blob
+        kind = packing(self.region(blob).read(MAGIC_SIZE))
+        suffix = f"+{kind}" if kind in ("gzip", "zstd") else ""
+        return Descriptor(f"{oci.OCI}layer.v1.tar{suffix}", digest.value, blob.size), blob
 
     def _with_docker_names(self, images: list[Found]) -> list[Found]:
         """Newer docker save writes both lists; its names stand in manifest.json in full."""
@@ -261,6 +244,30 @@ class Archive:
             config = digest_of(self._document(image.config))
             extra.setdefault(config, []).extend(map(names.normalise, image.names))
         return [_renamed(image, [*image.names, *extra.get(image.id, [])]) for image in images]
+
+
+def found(
+    image_names: Sequence[str],
+    digests: Sequence[str],
+    documents: tuple[bytes, bytes],  # configuration, manifest
+    config: oci.Config,
+    layer_digests: Sequence[str],
+    blobs: Sequence[Blob],
+    bounds: Bounds,
+) -> Found:
+    """Raises ImageFault(BadArchive) when the layers do not fit the configuration."""
+    if len(blobs) != len(config.diff_ids):
+        raise ImageFault(
+            "BadArchive", f"{digests[0]} has {len(blobs)} layers, its configuration {len(config.diff_ids)}"
+        )
+    if not 0 < len(blobs) <= bounds.layers:
+        raise ImageFault("BadArchive", f"{digests[0]} has {len(blobs)} layers: 1 to {bounds.layers} are possible")
+    parts = zip(layer_digests, config.diff_ids, oci.chain_ids(config.diff_ids), blobs, strict=True)
+    size = len(documents[0]) + sum(blob.size for blob in blobs)
+    layers = [LayerSource(*part) for part in parts]
+    return Found(
+        tuple(image_names), digests[0], tuple(digests), digest_of(documents[0]), size, *documents, config, layers
+    )
 
 
 def named(images: Sequence[Found], name: str) -> list[Found]:
@@ -281,8 +288,7 @@ def named(images: Sequence[Found], name: str) -> list[Found]:
 
 def _renamed(image: Found, image_names: Sequence[str]) -> Found:
     unique = tuple(dict.fromkeys(image_names))
-    rest = (image.digest, image.digests, image.id, image.size, image.document, image.config, image.layers)
-    return Found(unique, *rest)
+    return replace(image, names=unique)
 
 
 def _blob_path(digest: str) -> str:

@@ -1,10 +1,10 @@
 """The image store's folder: one index file says what is in it, and everything else is a leftover.
 
     index.json        images, names and layers; replaced by write, fsync, rename: that rename is every commit
-    blobs/sha256/     configurations
+    blobs/<kind>/     configurations, manifests and packed layers, by digest
     l/<n>             unpacked layers; the names are short because mount options are limited to 4 KiB
     holders/          one file per holder
-    staging/  trash/  loads under way, things to delete; emptied at start
+    staging/  trash/  what is under way, things to delete; emptied at start
     reserve           blocks given up when a full disk would keep images from being removed
     lock              one process at a time
 
@@ -33,7 +33,7 @@ from shoal.agent.images.streams import KIB, MIB
 VERSION = 1
 RESERVE = 256 * KIB
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FOLDERS = ("blobs/sha256", "l", "holders", "staging", "trash")
+FOLDERS = ("blobs/sha256", "blobs/sha512", "l", "holders", "staging", "trash")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,14 +41,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Layer:
     folder: str  # its name below l/
     diff_id: str
+    size: int = 0  # bytes of its tar
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the index says. `layers`: chain id -> layer; `serial`: the number of the next layer's folder."""
+    """What the index says. `layers`: chain id -> layer; `blobs`: packed layers that are kept: digest -> bytes;
+    `serial`: the number of the next layer's folder."""
 
     catalog: Catalog = field(default_factory=Catalog)
     layers: Mapping[str, Layer] = field(default_factory=dict)
+    blobs: Mapping[str, int] = field(default_factory=dict)
     serial: int = 1
 
 
@@ -104,14 +107,20 @@ class Disk:
         finally:
             os.close(folder)
 
-    def adopt(self, staged: Mapping[str, Path], documents: Mapping[str, bytes]) -> None:
-        """Moves unpacked layers and configurations to their places, where the next index will name them."""
-        for folder, path in staged.items():
-            os.rename(path, self.root / "l" / folder)
+    def new_layer(self, folder: str) -> Path:
+        """An empty folder at a layer's place. No index names it yet."""
+        path = self.root / "l" / folder
+        path.mkdir(mode=0o700)
+        return path
+
+    def keep_blob(self, path: Path, digest: str) -> None:
+        """Moves a packed layer to its place. No index names it yet."""
+        os.rename(path, self.blob(digest))
+
+    def write(self, documents: Mapping[str, bytes]) -> None:
+        """Configurations and manifests; the `flush` before the commit makes them last."""
         for digest, document in documents.items():
-            self._replace(self._blob(digest), document)
-        _sync_folder(self.root / "l")
-        _sync_folder(self.root / "blobs" / "sha256")
+            self._replace(self.blob(digest), document, durable=False)
 
     def commit(self, state: State) -> None:
         """Makes `state` the truth. On a full disk the reserve is spent, so that removing always works."""
@@ -124,10 +133,10 @@ class Disk:
             self._replace(self.root / "index.json", data)
         self._save()
 
-    def drop(self, layers: Sequence[Layer], documents: Iterable[str]) -> None:
+    def drop(self, layers: Sequence[Layer], blobs: Iterable[str]) -> None:
         """Deletes what the index no longer names; what fails is left to the next start."""
-        for digest in documents:
-            self._blob(digest).unlink(missing_ok=True)
+        for digest in blobs:
+            self.blob(digest).unlink(missing_ok=True)
         for layer in layers:
             trash = self.root / "trash" / layer.folder
             try:
@@ -137,7 +146,16 @@ class Disk:
             shutil.rmtree(trash, ignore_errors=True)
 
     def document(self, digest: str) -> bytes:
-        return self._blob(digest).read_bytes()
+        return self.blob(digest).read_bytes()
+
+    def read_blob(self, digest: str, offset: int, count: int) -> bytes:
+        with self.blob(digest).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), count, offset)
+
+    def space(self) -> tuple[int, int]:
+        """Free and all bytes of its file system."""
+        usage = shutil.disk_usage(self.root)
+        return usage.free, usage.total
 
     def keep_holder(self, holder: str, held: frozenset[str]) -> None:
         """Not fsynced: a hold guards running containers, which end with the machine too."""
@@ -180,7 +198,8 @@ class Disk:
                 "ImageInspectError", f"{path} is damaged ({error}): move the folder away and load the images again"
             ) from error
         layers = {chain: one for chain, one in state.layers.items() if os.path.isdir(self.folder_of(one))}
-        return State(Catalog(state.catalog.images, self._holders()), layers, state.serial)
+        blobs = {digest: size for digest, size in state.blobs.items() if os.path.isfile(self.blob(digest))}
+        return State(Catalog(state.catalog.images, self._holders()), layers, blobs, state.serial)
 
     def _holders(self) -> dict[str, frozenset[str]]:
         """A file that does not read was torn by a power cut: with it ended what it guarded."""
@@ -196,8 +215,9 @@ class Disk:
     def _sweep(self, state: State) -> None:
         """Deletes everything that the index does not name."""
         layers = {layer.folder for layer in state.layers.values()}
-        blobs = {image.id.partition(":")[2] for image in state.catalog.images.values()}
-        for name, kept in (("l", layers), ("blobs/sha256", blobs), ("staging", set()), ("trash", set())):
+        blobs = {digest.partition(":")[2] for digest in (*state.catalog.documents(), *state.blobs)}
+        whole = {"l": layers, "blobs/sha256": blobs, "blobs/sha512": blobs, "staging": set(), "trash": set()}
+        for name, kept in whole.items():
             for path in (self.root / name).iterdir():
                 if path.name in kept:
                     continue
@@ -244,7 +264,7 @@ class Disk:
         except OSError:
             path.unlink(missing_ok=True)
 
-    def _blob(self, digest: str) -> Path:
+    def blob(self, digest: str) -> Path:
         return self.root / "blobs" / digest.replace(":", "/", 1)
 
     def _holder(self, holder: str) -> Path:
@@ -263,7 +283,11 @@ def _encode(state: State) -> dict[str, Any]:
     return {
         "version": VERSION,
         "serial": state.serial,
-        "layers": {chain: {"folder": one.folder, "diffID": one.diff_id} for chain, one in state.layers.items()},
+        "layers": {
+            chain: {"folder": one.folder, "diffID": one.diff_id, "size": one.size}
+            for chain, one in state.layers.items()
+        },
+        "blobs": dict(state.blobs),
         "images": [
             {
                 "id": image.id,
@@ -271,6 +295,8 @@ def _encode(state: State) -> dict[str, Any]:
                 "names": list(image.names),
                 "size": image.size,
                 "chain": list(image.chain),
+                "blobs": list(image.blobs),
+                "used": image.used,
             }
             for image in state.catalog.images.values()
         ],
@@ -278,9 +304,15 @@ def _encode(state: State) -> dict[str, Any]:
 
 
 def _decode(document: dict[str, Any]) -> State:
-    layers = {chain: Layer(one["folder"], one["diffID"]) for chain, one in document["layers"].items()}
+    """Sizes, blobs and times came later: an older index lacks them."""
+    layers = {
+        chain: Layer(one["folder"], one["diffID"], int(one.get("size", 0))) for chain, one in document["layers"].items()
+    }
     images = {}
     for one in document["images"]:
-        record = Record(one["id"], tuple(one["digests"]), tuple(one["names"]), int(one["size"]), tuple(one["chain"]))
+        chain, packed = tuple(one["chain"]), tuple(one.get("blobs", ()))
+        names, used = tuple(one["names"]), float(one.get("used", 0))
+        record = Record(one["id"], tuple(one["digests"]), names, int(one["size"]), chain, packed, used)
         images[record.digest] = record
-    return State(Catalog(images), layers, int(document["serial"]))
+    blobs = {str(digest): int(size) for digest, size in document.get("blobs", {}).items()}
+    return State(Catalog(images), layers, blobs, int(document["serial"]))

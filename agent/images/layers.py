@@ -64,9 +64,9 @@ def read_layer(source: LayerSource, region: Region, bounds: Bounds, consume: Cal
             pass
     except ImageFault as fault:
         if fault.reason != "TooLarge":
-            _check(source, packed)
+            check(source, packed)
         raise
-    _check(source, packed)
+    check(source, packed)
     if plain.value != source.diff_id:
         raise ImageFault(
             "BadDigest", f"{what} unpacks to {plain.value}, the image's configuration says {source.diff_id}"
@@ -76,10 +76,10 @@ def read_layer(source: LayerSource, region: Region, bounds: Bounds, consume: Cal
 
 def check_packed(source: LayerSource, region: Region) -> None:
     """Only the packed form's digest, for a layer that is here already. Raises ImageFault(BadDigest)."""
-    _check(source, Digest(region.read, source.digest.partition(":")[0]))
+    check(source, Digest(region.read, source.digest.partition(":")[0]))
 
 
-def _check(source: LayerSource, packed: Digest) -> None:
+def check(source: LayerSource, packed: Digest) -> None:
     packed.drain()
     if packed.value != source.digest:
         raise ImageFault("BadDigest", f"the layer {source.digest} has the digest {packed.value}: it is damaged")

@@ -48,6 +48,11 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_domain(text: str) -> bool:
+    """Whether `text` is host[:port] as names have it."""
+    return len(text) <= MAX_NAME_LENGTH and _DOMAIN.fullmatch(text) is not None
+
+
 def parse(text: str) -> Reference:
     """`nginx` -> docker.io/library/nginx:latest. Raises ImageFault(InvalidImageName) that says what is wrong."""
     if not text:

@@ -42,6 +42,7 @@ class Descriptor:
     architecture: str = ""
     os: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +129,52 @@ def check_platform(config: Config, architecture: str, what: str) -> None:
     """Refuses an image that this node cannot run. An image that does not say is taken."""
     if config.os not in ("", "linux"):
         raise _bad(what, f"the image is made for {config.os}; nodes run linux")
-    if config.architecture not in ("", architecture):
+    if config.architecture not in ("", architecture.partition("/")[0]):
         raise _bad(what, f"the image is made for {config.architecture}, this node is {architecture}")
 
 
 def choose(descriptors: Sequence[Descriptor], architecture: str, what: str) -> Descriptor:
-    """The one for this platform; one without a platform counts when no other fits."""
-    for descriptor in descriptors:
-        if descriptor.architecture == architecture and descriptor.os in ("linux", ""):
-            return descriptor
+    """The one for this platform; one without a platform counts when no other fits. `architecture` may carry a variant
+    (`arm/v7`)."""
+    own, _, variant = architecture.partition("/")
+    fitting = [one for one in descriptors if one.architecture == own and one.os in ("linux", "")]
+    for wanted in _variants(own, variant):
+        for descriptor in fitting:
+            if descriptor.variant == wanted:
+                return descriptor
     for descriptor in descriptors:
         if not descriptor.architecture and not descriptor.os:
             return descriptor
-    held = sorted({f"{item.os}/{item.architecture}" for item in descriptors})
+    held = sorted({_platform(one) for one in descriptors if one.os != "unknown"})
     raise _bad(what, f"there is no image for linux/{architecture} in it, only for {', '.join(held) or 'nothing'}")
+
+
+def _variants(architecture: str, variant: str) -> Sequence[str]:
+    """What this machine can run, best first: a variant includes the lower ones."""
+    default = {"arm64": "v8", "amd64": "v1", "arm": "v7"}.get(architecture, "")
+    own = variant or default
+    if not own.removeprefix("v").isdecimal():
+        return (own, "")
+    number = int(own.removeprefix("v"))
+    lowest = {"arm64": 8, "amd64": 1, "arm": 5}.get(architecture, 1)
+    return (*(f"v{n}" for n in range(number, lowest - 1, -1)), "")
+
+
+def _platform(descriptor: Descriptor) -> str:
+    return "/".join(part for part in (descriptor.os, descriptor.architecture, descriptor.variant) if part)
+
+
+def history(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A configuration's history, as far as it is in order."""
+    steps = document.get("history")
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def media_type_of(manifest: bytes) -> str:
+    """The manifest's own, or OCI's when it has none."""
+    document = _load(manifest, "the manifest")
+    kind = document.get("mediaType") if isinstance(document, dict) else None
+    return kind if kind in MANIFEST_TYPES else MANIFEST_TYPES[0]
 
 
 def parse_docker_manifest(data: bytes, what: str) -> list[DockerImage]:
@@ -218,6 +251,7 @@ def _descriptor(item: dict[str, Any], what: str) -> Descriptor:
         _text(platform, "architecture", what),
         _text(platform, "os", what),
         {key: _text(annotations, key, what) for key in annotations},
+        _text(platform, "variant", what),
     )
 
 
