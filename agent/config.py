@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from shoal.agent.images import settings as registries
+from shoal.agent.images.settings import Registry
 from shoal.agent.machine import Capacity
 from shoal.agent.machines import DEFAULT_PODS, Overrides
 from shoal.agent.node import Reserved
@@ -38,6 +40,8 @@ KEYS = {
     "boot_id": str,
     "spawner": str,
     "resolv_conf": str,
+    "registries": dict,
+    "registry_credentials": str,
     "log_level": str,
     "log_format": str,
 }
@@ -67,6 +71,8 @@ class Config:
     boot_id: str = ""
     spawner: str = "own"  # the agent starts it; "external": a unit of its own does
     resolv_conf: Path = Path("/etc/resolv.conf")
+    registries: Mapping[str, Registry] = field(default_factory=dict)
+    registry_credentials: Path | None = None  # docker's config.json
     log_level: str = "INFO"
     log_format: str = "logfmt"
 
@@ -127,7 +133,7 @@ def _mistakes(settings: Mapping[str, Any]) -> list[str]:
 
 def _value(name: str, value: Any) -> Any:
     match name:
-        case "ca" | "certificate" | "key" | "data" | "run" | "resolv_conf":
+        case "ca" | "certificate" | "key" | "data" | "run" | "resolv_conf" | "registry_credentials":
             return Path(value)
         case "address":
             return str(IPv4Address(value))  # other nodes route to it
@@ -140,6 +146,8 @@ def _value(name: str, value: Any) -> Any:
         case "reserved":
             given = amounts(value)
             return Reserved(given.get("cpu", 0), given.get("memory", 0), given.get("ephemeral-storage", 0))
+        case "registries":
+            return registries.parse(value)
         case "labels":
             return {str(key): str(label) for key, label in value.items()}
         case "log_level":

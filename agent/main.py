@@ -26,6 +26,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from shoal.agent.config import Config, ConfigError, load
 from shoal.agent.core import Agent, AgentConfig, AgentPorts
 from shoal.agent.images.port import ImageFault
+from shoal.agent.images.settings import Settings
 from shoal.agent.images.store import ImageStore
 from shoal.agent.logs import DiskLogFiles
 from shoal.agent.machine import Machine
@@ -141,7 +142,11 @@ async def serve(config: Config) -> None:
         connector = GrpcConnector(Certificates(config.ca, config.certificate, config.key))
         stack.push_async_callback(connector.close)
         machine = open_machine(config)
-        images = await ImageStore.open(config.data / "images", machine.info().architecture)
+        images = await ImageStore.open(
+            config.data / "images",
+            machine.info().architecture,
+            settings=Settings(config.registries, config.registry_credentials),
+        )
         stack.push_async_callback(images.close)
         network = LinuxNetwork(config.data / "network", config.uplink or None)
         stack.callback(network.close)

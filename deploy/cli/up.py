@@ -36,6 +36,20 @@ _DID = {
 )
 @click.option("--node-disk", default="", metavar="SIZE", help="Give each node a disk of its own, such as 2Gi.")
 @click.option(
+    "--registry-mirror",
+    "mirrors",
+    multiple=True,
+    metavar="REGISTRY=URL",
+    help="Nodes ask URL first for REGISTRY's images ('*': everybody's); may be repeated.",
+)
+@click.option(
+    "--insecure-registry",
+    "insecure",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Nodes take images from it over plain http too; may be repeated.",
+)
+@click.option(
     "--timeout", type=DURATION, default=DEFAULT_TIMEOUT_SECONDS, metavar="TIME", help="Until all are ready (2m)."
 )
 def command(
@@ -46,20 +60,23 @@ def command(
     etcd: str | None,
     heartbeat_ms: int,
     node_disk: str,
+    mirrors: tuple[str, ...],
+    insecure: tuple[str, ...],
     timeout: float,
 ) -> int:
     """Start a development cluster on this machine, or bring all of it back."""
     from shoal.deploy.certs.ca import CertificateError
     from shoal.deploy.devcluster import lifecycle
-    from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, check_name
+    from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, check_name, registry_settings
 
     size = _bytes(node_disk)
     try:
         check_name(name)
+        registries = registry_settings(mirrors, insecure)
         lifecycle.need_root("up")
         folder = Path(data) if data else DATA_ROOT / name
         with lifecycle.locked(name):
-            plan, _ = lifecycle.prepare(name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size)
+            plan, _ = lifecycle.prepare(name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size, registries)
             context = context_of(plan)
             put(context)
             did = lifecycle.ensure_keeper(plan)

@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from shoal.deploy.devcluster import cgroups, disks, links, settings
 from shoal.deploy.devcluster.plan import RUN_ROOT, ClusterPlan, Host, Refusal, check_name, load, new_plan
@@ -106,6 +107,7 @@ def prepare(
     etcd: str | None,
     heartbeat_ms: int,
     node_disk_bytes: int = 0,
+    registries: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[ClusterPlan, bool]:
     """The plan of the cluster in `folder`, made when there is none; True when it is new. Raises Refusal."""
     check_name(name)
@@ -122,11 +124,14 @@ def prepare(
         ):
             if wanted and wanted != there:
                 raise Refusal(f"cluster {name} is there already with {flag} {there}: `shoal down` takes it away first")
+        if registries and registries != plan.registries:
+            raise Refusal(f"cluster {name} is there already with other registries: `shoal down` takes it away first")
         return plan, False
     if node_disk_bytes:
         disks.check(node_disk_bytes)
+    host = this_host(folder)
     plan = new_plan(
-        name, folder, nodes or 3, masters, find_etcd(etcd), this_host(folder), heartbeat_ms, node_disk_bytes
+        name, folder, nodes or 3, masters, find_etcd(etcd), host, heartbeat_ms, node_disk_bytes, registries
     )
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)

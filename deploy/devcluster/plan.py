@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,28}[a-z0-9])?")
 DATA_ROOT = Path("/var/lib/shoal")
@@ -57,6 +58,7 @@ class ClusterPlan:
     etcd: str  # the binary
     heartbeat_ms: int = 0  # 0: the master's own choice
     node_disk_bytes: int = 0  # each node's own disk; 0: they share the host's
+    registries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as the agents' configuration has them
 
     @property
     def folder(self) -> Path:
@@ -113,6 +115,21 @@ def check_name(name: str) -> None:
         raise Refusal(f"{name!r} is no cluster name: 1 to 30 of a-z, 0-9 and -, not at either end")
 
 
+def registry_settings(mirrors: Sequence[str], insecure: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """The agents' `registries` from flags: mirrors as REGISTRY=URL, insecure ones as HOST:PORT. Raises Refusal."""
+    table: dict[str, dict[str, Any]] = {}
+    for text in mirrors:
+        registry, equals, url = text.partition("=")
+        if not equals or not registry or not url.startswith(("http://", "https://")):
+            raise Refusal(f"--registry-mirror {text}: write REGISTRY=URL, such as docker.io=http://10.89.0.1:5000")
+        table.setdefault(registry, {}).setdefault("mirrors", []).append(url)
+    for host in insecure:
+        if not host or "/" in host:
+            raise Refusal(f"--insecure-registry {host}: write HOST:PORT, such as 10.89.0.1:5000")
+        table.setdefault(host, {})["insecure"] = True
+    return table
+
+
 def link_hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:6]
 
@@ -161,6 +178,7 @@ def new_plan(
     host: Host,
     heartbeat_ms: int = 0,
     node_disk_bytes: int = 0,
+    registries: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ClusterPlan:
     """A cluster from scratch. Raises Refusal."""
     check_name(name)
@@ -186,4 +204,5 @@ def new_plan(
         etcd=etcd,
         heartbeat_ms=heartbeat_ms,
         node_disk_bytes=node_disk_bytes,
+        registries=registries or {},
     )

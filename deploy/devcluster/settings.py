@@ -54,7 +54,7 @@ def master(plan: ClusterPlan, index: int) -> dict[str, Any]:
 def agent(plan: ClusterPlan, node: NodePlan) -> dict[str, Any]:
     """One agent's configuration: a node of the development cluster is told what it may call its own."""
     certs = plan.certs
-    return {
+    settings: dict[str, Any] = {
         "node": node.name,
         "masters": [f"{plan.gateway}:{port}" for port in plan.master_ports],
         "ca": str(certs / "ca.crt"),
@@ -73,6 +73,9 @@ def agent(plan: ClusterPlan, node: NodePlan) -> dict[str, Any]:
             "ephemeral-storage": str(node.storage_bytes),
         },
     }
+    if plan.registries:
+        settings["registries"] = {name: dict(table) for name, table in plan.registries.items()}
+    return settings
 
 
 def _write(path: Path, settings: dict[str, Any]) -> None:

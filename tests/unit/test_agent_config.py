@@ -133,3 +133,25 @@ def test_pods_get_name_servers_that_they_can_reach(tmp_path: Path, text: str, ex
     assert pod_resolv_conf(own, upstream) == expected
     assert pod_resolv_conf(own, tmp_path / "none") == text
     assert pod_resolv_conf(tmp_path / "none", upstream) == ""
+
+
+def test_registries_are_checked_in_every_part() -> None:
+    table = {
+        "docker.io": {"mirrors": ["http://10.0.0.1:5000/cache", "https://mirror.example.com"]},
+        "10.0.0.1:5000": {"insecure": True},
+        "*": {"ca": "/etc/ca.crt"},
+    }
+    config = check(GOOD | {"registries": table, "registry_credentials": "/etc/shoal/registries.json"}, "agent.yaml")
+    assert config.registries["docker.io"].mirrors == ("http://10.0.0.1:5000/cache", "https://mirror.example.com")
+    assert config.registries["10.0.0.1:5000"].insecure and config.registries["*"].ca == Path("/etc/ca.crt")
+    assert config.registry_credentials == Path("/etc/shoal/registries.json")
+    for wrong, words in (
+        ({"docker.io/library": {}}, "is not a registry's host"),
+        ({"docker.io": {"mirror": []}}, "mirrors, insecure, ca"),
+        ({"docker.io": {"mirrors": "http://a"}}, "must be a list"),
+        ({"docker.io": {"mirrors": ["10.0.0.1:5000"]}}, "such as https://mirror.example.com:5000"),
+        ({"docker.io": {"mirrors": ["http://user:word@a:1"]}}, "is not a mirror's URL"),
+        ({"docker.io": {"insecure": "yes"}}, "true or false"),
+        ({"docker.io": {"ca": "ca.crt"}}, "absolute path"),
+    ):
+        assert words in refused(registries=wrong)

@@ -8,7 +8,8 @@ import pytest
 
 from shoal.deploy.devcluster import disks, lifecycle
 from shoal.deploy.devcluster.leftovers import without_clusters
-from shoal.deploy.devcluster.plan import MIB, ClusterPlan, Host, Refusal, link_hash, load, new_plan
+from shoal.deploy.devcluster.plan import MIB, ClusterPlan, Host, Refusal, link_hash, load, new_plan, registry_settings
+from shoal.deploy.devcluster.settings import agent
 
 HOST = Host(cpus=2, memory_bytes=8 << 30, storage_bytes=90 << 30, routes=(), free_port=lambda: 1)
 
@@ -49,3 +50,24 @@ def test_other_clusters_that_came_meanwhile_are_not_left_over(tmp_path: Path) ->
     }
     assert without_clusters(extra, tmp_path) == {"links": [f"shoal{link_hash('dev')}"]}
     assert without_clusters(extra, tmp_path / "none") == extra
+
+
+def test_registries_reach_every_node(tmp_path: Path) -> None:
+    mirrors, insecure = ["docker.io=http://10.89.0.1:5000", "docker.io=https://b"], ["10.89.0.1:5000"]
+    table = registry_settings(mirrors, insecure)
+    made = new_plan("c", tmp_path, 2, 1, "/etcd", HOST, registries=table)
+    made.save()
+    kept = load(tmp_path)
+    assert kept == made
+    for node in kept.nodes:
+        told = agent(kept, node)["registries"]
+        assert told == {
+            "docker.io": {"mirrors": ["http://10.89.0.1:5000", "https://b"]},
+            "10.89.0.1:5000": {"insecure": True},
+        }
+    assert "registries" not in agent(plan(tmp_path), made.nodes[0])
+    for bad in (["docker.io"], ["=http://a"], ["docker.io=10.89.0.1:5000"]):
+        with pytest.raises(Refusal, match="REGISTRY=URL"):
+            registry_settings(bad, [])
+    with pytest.raises(Refusal, match="HOST:PORT"):
+        registry_settings([], ["http://a:1"])
