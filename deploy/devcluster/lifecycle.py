@@ -130,9 +130,7 @@ def prepare(
     if node_disk_bytes:
         disks.check(node_disk_bytes)
     host = this_host(folder)
-    plan = new_plan(
-        name, folder, nodes or 3, masters, find_etcd(etcd), host, heartbeat_ms, node_disk_bytes, registries
-    )
+    plan = new_plan(name, folder, nodes or 3, masters, find_etcd(etcd), host, heartbeat_ms, node_disk_bytes, registries)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     settings.write_all(plan)

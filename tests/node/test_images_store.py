@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -51,7 +52,11 @@ class TestImageStore(ImagesContract):
         blobs = {"sha256:" + path.name for path in (tmp_path / "images/blobs/sha256").iterdir()}
         needed = set()
         for image in images:
-            needed |= {image.id, image.digest, *(one["digest"] for one in (await store.inspect(image.digest))["layers"])}
+            needed |= {
+                image.id,
+                image.digest,
+                *(one["digest"] for one in (await store.inspect(image.digest))["layers"]),
+            }
         assert blobs == needed
 
 
