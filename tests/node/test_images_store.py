@@ -52,11 +52,8 @@ class TestImageStore(ImagesContract):
         blobs = {"sha256:" + path.name for path in (tmp_path / "images/blobs/sha256").iterdir()}
         needed = set()
         for image in images:
-            needed |= {
-                image.id,
-                image.digest,
-                *(one["digest"] for one in (await store.inspect(image.digest))["layers"]),
-            }
+            layers = cast(list[dict[str, str]], (await store.inspect(image.digest))["layers"])
+            needed |= {image.id, image.digest, *(one["digest"] for one in layers)}
         assert blobs == needed
 
 
