@@ -35,7 +35,8 @@ from shoal.agent.metrics import AgentCollector, Durations
 from shoal.agent.network.linux import LinuxNetwork
 from shoal.agent.network.port import NetworkFault
 from shoal.agent.objects import MemoryObjects
-from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
+from shoal.agent.probes.hooks import LiveHooks
+from shoal.agent.probes.prober import LiveProber
 from shoal.agent.runtime import seccomp
 from shoal.agent.runtime.cgroups import CgroupError
 from shoal.agent.runtime.client import Client
@@ -138,6 +139,7 @@ async def serve(config: Config) -> None:
         await first_contact(runtime)
         # grpc comes after the spawner has been started: it starts threads at its import.
         from shoal.agent.grpc_link import Certificates, GrpcConnector
+        from shoal.agent.probes import health
 
         connector = GrpcConnector(Certificates(config.ca, config.certificate, config.key))
         stack.push_async_callback(connector.close)
@@ -151,6 +153,10 @@ async def serve(config: Config) -> None:
         network = LinuxNetwork(config.data / "network", config.uplink or None)
         stack.callback(network.close)
         state = DiskState(config.data / "state")
+        durations = Durations()
+        rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
+        prober = LiveProber(runtime, time.time, rng, health=health.check, meter=durations)
+        stack.push_async_callback(prober.close)
         ports = AgentPorts(
             runtime,
             images,
@@ -160,12 +166,10 @@ async def serve(config: Config) -> None:
             DiskLogFiles(),
             connector,
             FakeVolumes(),
-            FakeProber(),
-            FakeHooks(),
+            prober,
+            LiveHooks(runtime),
             MemoryObjects(),
         )
-        durations = Durations()
-        rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
         agent = Agent(core_config(config), ports, time.time, rng, durations)
         await stack.enter_async_context(http_server(config, agent, durations))
         await run_until(agent, stop)

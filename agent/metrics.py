@@ -38,11 +38,13 @@ class Histogram:
 
 
 class Durations:
-    """The worker's meter: how long pods, and the steps of pods, took."""
+    """The worker's and the prober's meter: how long pods, the steps of pods and probes took."""
 
     def __init__(self) -> None:
         self._starts = Histogram(START_BUCKETS_S)
         self._steps: dict[str, Histogram] = {}
+        self._probes: dict[tuple[str, str, str], int] = {}  # by probe, how it asks, and result
+        self._tries: dict[str, Histogram] = {}  # by how
 
     def observe_start(self, seconds: float) -> None:
         self._starts.observe(seconds)
@@ -51,6 +53,12 @@ class Durations:
         if step not in self._steps:
             self._steps[step] = Histogram(STEP_BUCKETS_S)
         self._steps[step].observe(seconds)
+
+    def observe_probe(self, kind: str, how: str, result: str, seconds: float) -> None:
+        self._probes[kind, how, result] = self._probes.get((kind, how, result), 0) + 1
+        if how not in self._tries:
+            self._tries[how] = Histogram(STEP_BUCKETS_S)
+        self._tries[how].observe(seconds)
 
     def families(self) -> Iterator[Metric]:
         text = "Seconds from a pod's assignment to this node until it runs."
@@ -61,6 +69,14 @@ class Durations:
         for step, histogram in sorted(self._steps.items()):
             histogram.add_to(steps, [step])
         yield from (starts, steps)
+        labels = ("probe", "how", "result")
+        probes = CounterMetricFamily("shoal_agent_probes", "Probes' tries since the agent started.", labels=labels)
+        for key, count in sorted(self._probes.items()):
+            probes.add_metric(key, count)
+        tries = HistogramMetricFamily("shoal_agent_probe_duration_seconds", "Seconds of one try.", labels=("how",))
+        for how, histogram in sorted(self._tries.items()):
+            histogram.add_to(tries, [how])
+        yield from (probes, tries)
 
 
 class AgentCollector(Collector):

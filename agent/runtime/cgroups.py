@@ -19,6 +19,7 @@ CPU_PERIOD_US = 100_000  # quotas are per 100 ms
 MIN_CPU_QUOTA_US = 1000  # the kernel refuses less
 SHARES_MIN, SHARES_MAX = 2, 262_144
 WEIGHT_MAX = 10_000
+MERGE_ROUNDS = 3
 KILL_ROUNDS = 100  # of the fallback for kernels without cgroup.kill; a fork bomb needs several
 EMPTY_POLL_S = 0.005  # where cgroup.events cannot be polled
 NO_BPF = (errno.ENOSYS, errno.EINVAL, errno.EPERM)  # no bpf(2), no cgroup programs, or locked down
@@ -90,9 +91,42 @@ class Cgroups:
         """Restricts devices to devices.ALLOWED. A second wall: containers lack CAP_MKNOD and their roots are nodev."""
         raise NotImplementedError
 
-    def entry(self, path: str) -> Entry:
-        """Opens the doors, before the fork."""
+    def entry(self, path: str, branch: str = "") -> Entry:
+        """Opens the doors, before the fork; with a branch of `path`, into that where it exists."""
         raise NotImplementedError
+
+    def branch(self, path: str, name: str) -> str:
+        """Makes a cgroup below `path`, in the one hierarchy that kills and tells who belongs to it: its limits are
+        those of `path`. Raises CgroupError."""
+        branch = f"{path}/{name}"
+        try:
+            os.makedirs(f"{self._members_root()}/{branch}", exist_ok=True)
+        except OSError as error:
+            raise CgroupError(f"cannot make the cgroup {branch}: {error.strerror}") from error
+        return branch
+
+    def branches(self, path: str, prefix: str) -> list[str]:
+        """Those that exist, by the beginning of their names."""
+        try:
+            names = os.listdir(f"{self._members_root()}/{path}")
+        except FileNotFoundError:
+            return []
+        return [f"{path}/{name}" for name in sorted(names) if name.startswith(prefix)]
+
+    def merge(self, branch: str, path: str) -> None:
+        """Moves what lives in a branch to its cgroup; what has just ended, or cannot be moved, stays."""
+        for _ in range(MERGE_ROUNDS):  # a process that forks meanwhile leaves its child behind
+            pids = self.pids(branch)
+            for pid in pids:
+                try:
+                    _write(f"{self._members_root()}/{path}/cgroup.procs", str(pid))
+                except OSError:
+                    continue
+            if not pids:
+                return
+
+    def _members_root(self) -> str:
+        return self.events_root() or next(iter(self.roots.values()))
 
     def enter(self, path: str) -> None:
         """Moves the calling process in."""
@@ -113,7 +147,7 @@ class Cgroups:
 
     def pids(self, path: str) -> set[int]:
         """Processes of the cgroup and all below, in the caller's pid namespace."""
-        root = self.events_root() or next(iter(self.roots.values()))
+        root = self._members_root()
         found: set[int] = set()
         for folder, _, _ in os.walk(f"{root}/{path}"):
             found.update(int(line) for line in _read(f"{folder}/cgroup.procs").split())
@@ -236,12 +270,14 @@ class CgroupsV1(Cgroups):
         for rule in devices.v1_rules():
             _set(self._file("devices", path, "devices.allow"), rule)
 
-    def entry(self, path: str) -> Entry:
+    def entry(self, path: str, branch: str = "") -> Entry:
         """A hybrid's child is born in the v2 cgroup and then joins the v1 ones."""
         entry = Entry(-1, [])
+        members = self._members_root()
         try:
-            for folder in self.folders(path):
-                if folder == f"{self.unified}/{path}":
+            for root in dict.fromkeys(self.roots.values()):
+                folder = f"{root}/{branch if branch and root == members else path}"
+                if root == self.unified:
                     entry.born_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 else:
                     entry.doors += [os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC)]
@@ -313,9 +349,9 @@ class CgroupsV2(Cgroups):
             if error.errno not in NO_BPF:
                 raise CgroupError(f"cannot restrict the devices of {path}: {error.strerror}") from error
 
-    def entry(self, path: str) -> Entry:
+    def entry(self, path: str, branch: str = "") -> Entry:
         try:
-            return Entry(os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), [])
+            return Entry(os.open(f"{self.root}/{branch or path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), [])
         except OSError as error:
             raise CgroupError(f"cannot open the cgroup {path}: {error.strerror}") from error
 

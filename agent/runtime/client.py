@@ -39,6 +39,7 @@ from shoal.agent.runtime.port import (
 from shoal.agent.runtime.settings import Settings
 
 CALL_SECONDS = 90.0  # for one answer; longer than any start may take
+PROBE_SLACK_SECONDS = 10.0  # beyond a command's own time-out, which the supervisor keeps
 CONNECT_SECONDS = 10.0  # how long a call waits for a connection
 RETRY_FIRST, RETRY_LONGEST = 0.02, 2.0  # seconds between attempts to connect
 BOOT = Path(__file__).resolve().with_name("boot.py")
@@ -206,7 +207,7 @@ class Client:
             if "event" in message:
                 self._on_event(message)
 
-    async def _call(self, op: str, **fields: object) -> tuple[wire.Message, list[int]]:
+    async def _call(self, op: str, *, within: float = CALL_SECONDS, **fields: object) -> tuple[wire.Message, list[int]]:
         """One request's answer. Raises RuntimeGone, StartError, RuntimeFault."""
         if not self._connected.is_set():
             try:
@@ -214,9 +215,11 @@ class Client:
                     await self._connected.wait()
             except TimeoutError:
                 raise RuntimeGone(f"the runtime's spawner does not answer: {self.problem}") from None
-        return await self._exchange(op, **fields)
+        return await self._exchange(op, within=within, **fields)
 
-    async def _exchange(self, op: str, **fields: object) -> tuple[wire.Message, list[int]]:
+    async def _exchange(
+        self, op: str, *, within: float = CALL_SECONDS, **fields: object
+    ) -> tuple[wire.Message, list[int]]:
         if self._sock is None:
             raise RuntimeGone("the runtime's spawner went away; try again")
         self._number += 1
@@ -224,10 +227,10 @@ class Client:
         future = self._pending[number] = asyncio.get_running_loop().create_future()
         try:
             await self._send({"id": number, "op": op, **fields})
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(within):
                 message, fds = await future
         except TimeoutError:
-            raise RuntimeGone(f"the runtime did not answer {op} within {CALL_SECONDS:.0f} s") from None
+            raise RuntimeGone(f"the runtime did not answer {op} within {within:.0f} s") from None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 wire.close_all(future.result()[1])  # nobody takes them any more
@@ -334,7 +337,10 @@ class Client:
         return PipeStream(dict(zip(found["fds"], fds, strict=True)))
 
     async def run_probe(self, id: ContainerID, argv: Sequence[str], timeout_s: float) -> ProbeRun:
-        raise NotImplementedError
+        within = timeout_s + PROBE_SLACK_SECONDS
+        fields = {"pod": id.pod_uid, "run": _run(id), "argv": [*argv], "seconds": timeout_s}
+        found, _ = await self._call("probe", within=within, **fields)
+        return ProbeRun(found["code"], found["output"].encode("latin-1"))
 
     async def attach(self, id: ContainerID, *, stdin: bool = False) -> ExecStream:
         raise NotImplementedError

@@ -243,7 +243,18 @@ class FakeRuntime:
         return FakeExec(argv, stdin=stdin)
 
     async def run_probe(self, id: ContainerID, argv: Sequence[str], timeout_s: float) -> ProbeRun:
-        raise NotImplementedError
+        stream = await self.exec(id, argv)
+        output = b""
+        try:
+            async with asyncio.timeout(timeout_s):
+                code = await stream.wait()
+            while (piece := await stream.read())[0] != "end":
+                output += piece[1]
+        except TimeoutError:
+            return ProbeRun(None, b"")
+        finally:
+            await stream.close()
+        return ProbeRun(code, output)
 
     async def attach(self, id: ContainerID, *, stdin: bool = False) -> ExecStream:
         raise NotImplementedError

@@ -92,17 +92,19 @@ def launch_exec(
     stderr: int,
     seccomp_bpf: bytes,
     terminal: bool = False,
+    branch: str = "",
+    timeout_s: float = START_TIMEOUT_S,
 ) -> Launched:
-    """Starts `argv` inside the running container whose PID 1 is `pid`: its namespaces, cgroup, user, capabilities,
-    profile, environment and working folder. Raises LaunchError."""
+    """Starts `argv` inside the running container whose PID 1 is `pid`: its namespaces, cgroup (or the branch of it),
+    user, capabilities, profile, environment and working folder. Raises LaunchError."""
     harden_caller()
     path = container_cgroup(spec, cgroups)
     try:
         job = make_job(spec, argv, (stdin, stdout, stderr), seccomp_bpf, terminal)
         job.target = pidfd
         job.cwd_step = mounts.WorkingFolder(clean(spec["cwd"]).strip("/"))
-        with _container_root(job, pid, pidfd), _doors(job, cgroups, path), _children_in(pidfd):
-            return _start(job, 0, cgroups, path)
+        with _container_root(job, pid, pidfd), _doors(job, cgroups, path, branch), _children_in(pidfd):
+            return _start(job, 0, cgroups, path, min(timeout_s, START_TIMEOUT_S))
     except BaseException as error:
         raise as_launch_error(error) from error
 
@@ -128,8 +130,8 @@ def harden_caller() -> None:
 
 
 @contextmanager
-def _doors(job: init.Job, cgroups: Cgroups, path: str) -> Iterator[None]:
-    job.entry = cgroups.entry(path)
+def _doors(job: init.Job, cgroups: Cgroups, path: str, branch: str = "") -> Iterator[None]:
+    job.entry = cgroups.entry(path, branch)
     try:
         yield
     finally:
@@ -179,7 +181,7 @@ def _children_in(pidfd: int) -> Iterator[None]:
         os.close(own)
 
 
-def _start(job: init.Job, flags: int, cgroups: Cgroups, path: str) -> Launched:
+def _start(job: init.Job, flags: int, cgroups: Cgroups, path: str, timeout_s: float = START_TIMEOUT_S) -> Launched:
     """Clones, and waits for the child's report."""
     reader, job.report = os.pipe2(os.O_CLOEXEC)
     try:
@@ -190,7 +192,7 @@ def _start(job: init.Job, flags: int, cgroups: Cgroups, path: str) -> Launched:
     finally:
         os.close(job.report)
     try:
-        report = _read_report(reader)
+        report = _read_report(reader, timeout_s)
         if report != init.READY:
             raise explain(job, report, cgroups, path)
         return Launched(pid, pidfd, start_ticks(pid))
@@ -213,17 +215,17 @@ def _clone(job: init.Job, flags: int) -> tuple[int, int]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _read_report(reader: int) -> bytes:
-    """All that the child says until it executes or ends. Raises LaunchError after START_TIMEOUT_S."""
+def _read_report(reader: int, timeout_s: float) -> bytes:
+    """All that the child says until it executes or ends. Raises LaunchError after a silence of `timeout_s`."""
     poller = select.poll()
     poller.register(reader, select.POLLIN)
     report = b""
-    while poller.poll(START_TIMEOUT_S * 1000):
+    while poller.poll(timeout_s * 1000):
         part = os.read(reader, 64)
         if not part:
             return report
         report += part
-    text = f"the start did not finish within {START_TIMEOUT_S:.0f} s; is the node's disk overloaded?"
+    text = f"the start did not finish within {timeout_s:.0f} s; is the node's disk overloaded?"
     raise LaunchError("CreateContainerError", text)
 
 

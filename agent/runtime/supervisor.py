@@ -14,11 +14,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
 from shoal.agent.runtime import executions, explain, launch, logs, namespaces, records, wire
 from shoal.agent.runtime.executions import Executions
 from shoal.agent.runtime.output import Output
+from shoal.agent.runtime.probes import Probes
 from shoal.agent.runtime.settings import Settings
 
 RETRY_SECONDS = 1.0  # when the disk refuses a record
@@ -74,6 +76,7 @@ class Supervisor:
         self.channels: set[wire.Channel] = set()
         self.live: dict[tuple[str, int], Live] = {}
         self.executions = Executions(self.poller, self._tell)
+        self.probes = Probes(self.poller, self.cgroups)
         self.inherited = kept
         self.untold: list[wire.Message] = []  # exits that were seen while there was no spawner
         self.profiles: dict[str, bytes] = {}
@@ -141,6 +144,7 @@ class Supervisor:
         spec = (run.intent or {}).get("spec", {})
         pid, ticks = int(started["pid"]), int(started["start_ticks"])
         live = Live(run.name, run.attempt, spec, Output(self.poller, spec), pid, own=False)
+        self.probes.clear(self._path(live))
         live.ticks, live.at, live.told = ticks, started["at"], self._is_told(live.key, pid)
         kept = self.inherited.get(live.key, wire.Kept(live.key))
         live.output.adopt(kept.fds, pid, started.get("pipes", {}))
@@ -187,6 +191,9 @@ class Supervisor:
         answer: wire.Message
         handed: dict[str, int] = {}
         try:
+            if message.get("op") == "probe":
+                self._probe(message, partial(_answer, channel, message.get("id")))
+                return
             answer = {"ok": self._handle(message, handed)}
         except launch.LaunchError as fault:
             answer = {"error": start_error(fault)}
@@ -265,6 +272,7 @@ class Supervisor:
         path = self.cgroups.pod_path(self.pod)
         self.cgroups.kill(path)
         self.executions.reap_killed(EMPTY_SECONDS)
+        self.probes.reap_killed(EMPTY_SECONDS)
         for live in list(self.live.values()):
             if not executions.ends_within(live.pidfd, EMPTY_SECONDS):
                 raise wire.Refused(f"process {live.pid} of {self.pod}/{live.name} does not end although it was killed")
@@ -523,16 +531,8 @@ class Supervisor:
 
     def _exec(self, message: wire.Message, handed: dict[str, int]) -> wire.Message:
         """Runs a command in a container; `handed` gets the agent's ends by name."""
-        _, name, attempt = wire.checked_run(message["run"])
-        live = self.live.get((name, attempt))
-        if live is None or live.ended is not None or live.pidfd < 0:
-            raise wire.Refused(f"container {name} of pod {self.pod} does not run (attempt {attempt})")
-        argv, terminal = message["argv"], bool(message.get("tty"))
-        if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
-            raise wire.Refused("exec needs a command: a list of at least one word")
-        folder = records.run_folder(self.settings.data, self.pod, name, attempt)
-        profile = str((records.read(folder, "intent") or {}).get("seccomp", ""))
-        bpf = self._profile(profile)
+        live, argv, bpf = self._command(message)
+        terminal = bool(message.get("tty"))
 
         def start(ends: list[int]) -> launch.Launched:
             return launch.launch_exec(
@@ -551,12 +551,50 @@ class Supervisor:
         handed.update(self.executions.begin(start, terminal=terminal, stdin=bool(message.get("stdin"))))
         return {"fds": list(handed)}
 
+    def _command(self, message: wire.Message) -> tuple[Live, list[str], bytes]:
+        """(where, what, its seccomp profile) of a command that is to run in a container. Raises Refused."""
+        _, name, attempt = wire.checked_run(message["run"])
+        live = self.live.get((name, attempt))
+        if live is None or live.ended is not None or live.pidfd < 0:
+            raise wire.Refused(f"container {name} of pod {self.pod} does not run (attempt {attempt})")
+        argv = message["argv"]
+        if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
+            raise wire.Refused("exec needs a command: a list of at least one word")
+        folder = records.run_folder(self.settings.data, self.pod, name, attempt)
+        profile = str((records.read(folder, "intent") or {}).get("seccomp", ""))
+        return live, argv, self._profile(profile)
+
+    def _probe(self, message: wire.Message, answer: Callable[[wire.Message], None]) -> None:
+        """Runs a command in a container to its end, or for `seconds`; answers then."""
+        live, argv, bpf = self._command(message)
+
+        def start(branch: str, streams: list[int], seconds: float) -> launch.Launched:
+            return launch.launch_exec(
+                live.spec,
+                argv=argv,
+                pid=live.pid,
+                pidfd=live.pidfd,
+                cgroups=self.cgroups,
+                stdin=streams[0],
+                stdout=streams[1],
+                stderr=streams[2],
+                seccomp_bpf=bpf,
+                branch=branch,
+                timeout_s=seconds,
+            )
+
+        self.probes.begin(self._path(live), start, float(message["seconds"]), answer)
+
     def _fault_point(self, stage: str) -> None:
         """For tests: dies here when told to."""
         path = self.settings.fault_points.get(f"supervisor.{stage}")
         if path and os.path.exists(path):
             os.unlink(path)
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _answer(channel: wire.Channel, number: object, found: wire.Message) -> None:
+    channel.send({"id": number, "ok": found})
 
 
 def run_key(name: str, attempt: int) -> str:

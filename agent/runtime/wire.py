@@ -12,7 +12,8 @@ SO_PEERCRED; both listeners refuse other users.
     event     {"event": "started" | "exited", "run": [pod, name, attempt], ...}   to agents that sent "subscribe"
 
 Operations of the spawner: ping, subscribe, ready (answers once every supervisor has read its pod's records), pods,
-ensure_sandbox, remove_sandbox; relayed: ensure_sandbox, remove_sandbox, start, signal, remove, exec.
+ensure_sandbox, remove_sandbox; relayed: ensure_sandbox, remove_sandbox, start, signal, remove, exec, probe (answers
+when its command has ended, or after its time-out).
 Between spawner and supervisor besides: {"op": "adopt"} asks for all duplicates, each sent as {"event": "keep", "key",
 "fds": [names], ...} with its descriptors; {"event": "drop", "key"} ends one; {"event": "ready"} says that the records
 have been read; {"op": "reaped", "pid", "status", "at"} tells of a container that had fallen to the spawner.

@@ -90,6 +90,7 @@ GRPC_ADAPTERS = {
     "master/main.py",
     "agent/grpc_link.py",
     "agent/main.py",
+    "agent/probes/health.py",
     "deploy/cli/client.py",
 }
 

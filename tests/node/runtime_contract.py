@@ -147,6 +147,30 @@ class Contract:
         assert await stream.wait() == 0
         await stream.close()
 
+    async def test_a_probe_gives_output_and_code(self, node: Node) -> None:
+        await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
+        await node.runtime.start(node.spec(self.id, "run"))
+        run = await node.runtime.run_probe(self.id, ["echo", "hello"], PATIENCE)
+        assert (run.code, run.output) == (0, b"hello\n")
+
+    async def test_a_probe_is_over_after_its_time(self, node: Node) -> None:
+        await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
+        await node.runtime.start(node.spec(self.id, "run"))
+        async with asyncio.timeout(PATIENCE):
+            assert (await node.runtime.run_probe(self.id, ["sleep", "1000"], 0.1)).code is None
+
+    async def test_a_probe_that_cannot_run_says_why(self, node: Node) -> None:
+        await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
+        events = node.runtime.events()
+        await node.runtime.start(node.spec(self.id, "run"))
+        with pytest.raises(StartError) as caught:
+            await node.runtime.run_probe(self.id, ["no-such-command"], PATIENCE)
+        assert caught.value.exit_code == 127
+        await node.runtime.signal(self.id, signal.SIGKILL)
+        await until_exit(events, self.id)
+        with pytest.raises(RuntimeFault, match="does not run"):
+            await node.runtime.run_probe(self.id, ["echo"], PATIENCE)
+
     async def test_exec_reads_its_input(self, node: Node) -> None:
         await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
         await node.runtime.start(node.spec(self.id, "run"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,34 @@ def test_v2_kill_and_processes(tmp_path: Path) -> None:
     groups.kill("shoal-x/n1/pods/u/c-0")
     assert (folder / "cgroup.kill").read_text() == "1"
     assert groups.pids("shoal-x/n1/pods/u/c-0") == {12, 34, 56}
+
+
+def test_a_branch_lies_where_its_processes_can_be_killed(tmp_path: Path) -> None:
+    groups, folder = v2(tmp_path)
+    path = "shoal-x/n1/pods/u/c-0"
+    branch = groups.branch(path, "probe-1")
+    assert branch == f"{path}/probe-1"
+    assert groups.branches(path, "probe-") == [branch]
+    entry = groups.entry(path, branch)
+    assert os.readlink(f"/proc/self/fd/{entry.born_in}") == str(folder / "probe-1")
+    entry.close()
+    assert groups.remove(branch)
+    assert groups.branches(path, "probe-") == []
+    assert groups.branches("gone", "probe-") == []
+
+
+def test_without_a_unified_tree_a_branch_lies_in_one_hierarchy_and_limits_stay(tmp_path: Path) -> None:
+    for name in ("cpu", "memory"):
+        (tmp_path / name / "pod").mkdir(parents=True)
+        (tmp_path / name / "pod/tasks").touch()
+    groups = CgroupsV1({"cpu": str(tmp_path / "cpu"), "memory": str(tmp_path / "memory")}, "")
+    branch = groups.branch("pod", "probe-1")
+    (tmp_path / "cpu" / branch / "tasks").touch()
+    entry = groups.entry("pod", branch)
+    doors = [os.readlink(f"/proc/self/fd/{fd}") for fd in entry.doors]
+    entry.close()
+    assert doors == [str(tmp_path / "cpu/pod/probe-1/tasks"), str(tmp_path / "memory/pod/tasks")]
+    assert not (tmp_path / "memory/pod/probe-1").exists()
 
 
 def test_remove_goes_deepest_first_and_reports_what_is_left(tmp_path: Path) -> None:
