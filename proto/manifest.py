@@ -209,9 +209,13 @@ def _check(parsed: Parsed) -> None:
         defaults.apply_defaults(complete)
         unread = [error.path for error in found.unread]
         for error in validation.validate(complete):
-            if not any(path == error.path or path.startswith((f"{error.path}.", f"{error.path}[")) for path in unread):
+            if not any(_within(path, error.path) or _within(error.path, path) for path in unread):
                 parsed.errors.append(found.problem(error))
         _check_twice(found, complete, seen, parsed)
+
+
+def _within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith((f"{outer}.", f"{outer}["))
 
 
 def _check_twice(

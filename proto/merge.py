@@ -22,7 +22,13 @@ MERGED_LISTS: Mapping[str, Identify] = {
     "ContainerPort": lambda item: (item.containerPort, item.protocol or "TCP"),
     "EnvVar": lambda item: item.name,
     "OwnerReference": lambda item: item.uid,
+    "Volume": lambda item: item.name,
+    "VolumeMount": lambda item: item.mountPath,
+    "LocalObjectReference": lambda item: item.name,
+    "HostAlias": lambda item: item.ip,
 }
+# Of these the new manifest names one field of several, and the others go, defaults too (retainKeys).
+_ALTERNATIVES = frozenset({"Volume"})
 _ATOMIC = frozenset({"Quantity", "Time", "IntOrString"})
 _NOT_APPLIED = frozenset({"status"})  # one writer: the system
 
@@ -154,6 +160,9 @@ def _merged_item(new: Any, current: Any, last: Any) -> Any:
     merged = _copy(current if current is not None else new)
     if current is not None:
         _merge(merged, last if last is not None else type(new)(), new)
+        if new.DESCRIPTOR.name in _ALTERNATIVES:
+            for field in _set_fields(merged) - _set_fields(new):
+                merged.ClearField(field.name)
     return merged
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from shoal.proto.errors import nearest, shorten
 from shoal.proto.selector import LABEL_NAME, LABEL_VALUE, SUBDOMAIN
@@ -137,6 +137,15 @@ def not_one_of(text: str, valid: Sequence[str]) -> str | None:
         return f"is missing: use one of {choices}"
     meant = nearest(text, valid)
     return f"{shorten(text)} is not valid: " + (f'did you mean "{meant}"?' if meant else f"use one of {choices}")
+
+
+def not_host(text: str) -> str | None:
+    """The name or the address of a machine."""
+    try:
+        ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return not_dns_subdomain(text.lower())
+    return None
 
 
 def not_cidr(text: str) -> str | None:

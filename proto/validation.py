@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shoal.proto import known, names
+from shoal.proto.defaults import apply_defaults
 from shoal.proto.errors import MAX_PROBLEMS, FieldError, join, keyed
-from shoal.proto.podrules import Report, pod_spec, pod_spec_update
+from shoal.proto.rules import storage
+from shoal.proto.rules.base import Report, at_most, say
+from shoal.proto.rules.pod import pod_spec, pod_spec_update
 from shoal.proto.selector import from_message
 from shoal.proto.v1 import objects_pb2 as o
 
 MAX_DATA_BYTES = 1024 * 1024  # ConfigMap and Secret
 MAX_ANNOTATION_BYTES = 256 * 1024
+MAX_EXPRESSIONS = 500
 MAX_REPLICAS = 2**31 - 1
 OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 KNOWN_FINALIZERS = frozenset({"foregroundDeletion", "orphan", "kubernetes"})
@@ -43,7 +47,13 @@ def validate_update(old: Any, new: Any) -> list[FieldError]:
         if before != after:
             report(f"metadata.{name}", f'cannot be changed (from "{before}" to "{after}"): create another object')
     if isinstance(new, o.Pod):
-        pod_spec_update(old.spec, new.spec, report)
+        pod_spec_update(_complete(old).spec, new.spec, report)
+    elif isinstance(new, o.PersistentVolume):
+        storage.volume_update(old, new, report)
+    elif isinstance(new, o.PersistentVolumeClaim):
+        storage.claim_update(old, new, report)
+    elif isinstance(new, o.StorageClass):
+        storage.storage_class_update(old, new, report)
     elif isinstance(new, o.Deployment | o.ReplicaSet):
         if old.spec.selector != new.spec.selector:
             report(
@@ -54,6 +64,14 @@ def validate_update(old: Any, new: Any) -> list[FieldError]:
     elif isinstance(new, o.Node) and old.spec.podCIDR not in ("", new.spec.podCIDR):
         report("spec.podCIDR", f"cannot be changed: it is {old.spec.podCIDR} for as long as the node is here")
     return errors
+
+
+def _complete(old: o.Pod) -> o.Pod:
+    """With the defaults of this version: one that an earlier version stored has not changed for lack of them."""
+    complete = o.Pod()
+    complete.CopyFrom(old)
+    apply_defaults(complete)
+    return complete
 
 
 def _reporter(errors: list[FieldError]) -> Report:
@@ -68,9 +86,9 @@ def _reporter(errors: list[FieldError]) -> Report:
 def _metadata(metadata: o.ObjectMeta, kind: str, report: Report) -> None:
     check = names.not_dns_label if kind == "Namespace" else names.not_dns_subdomain
     if metadata.name:
-        _say(report, "metadata.name", check(metadata.name))
+        say(report, "metadata.name", check(metadata.name))
     elif metadata.generateName:
-        _say(report, "metadata.generateName", check(metadata.generateName.rstrip("-.") + "x"))
+        say(report, "metadata.generateName", check(metadata.generateName.rstrip("-.") + "x"))
     else:
         report("metadata.name", "is missing: give the object a name")
     if kind in known.CLUSTER_SCOPED:
@@ -79,29 +97,24 @@ def _metadata(metadata: o.ObjectMeta, kind: str, report: Report) -> None:
     elif not metadata.namespace:
         report("metadata.namespace", "is missing: name a namespace, such as default")
     else:
-        _say(report, "metadata.namespace", names.not_dns_label(metadata.namespace))
+        say(report, "metadata.namespace", names.not_dns_label(metadata.namespace))
     labels(metadata.labels, "metadata.labels", report)
     _annotations(metadata.annotations, "metadata.annotations", report)
     _owners(metadata, report)
     for index, finalizer in enumerate(metadata.finalizers):
         if finalizer not in KNOWN_FINALIZERS:
-            _say(report, f"metadata.finalizers[{index}]", names.not_finalizer(finalizer))
-
-
-def _say(report: Report, path: str, wrong: str | None) -> None:
-    if wrong is not None:
-        report(path, wrong)
+            say(report, f"metadata.finalizers[{index}]", names.not_finalizer(finalizer))
 
 
 def labels(values: Mapping[str, str], path: str, report: Report) -> None:
     """Checks the keys and values of labels."""
     for key in sorted(values):
-        _say(report, keyed(path, key), names.not_label_key(key) or names.not_label_value(values[key]))
+        say(report, keyed(path, key), names.not_label_key(key) or names.not_label_value(values[key]))
 
 
 def _annotations(values: Mapping[str, str], path: str, report: Report) -> None:
     for key in values:
-        _say(report, keyed(path, key), names.not_label_key(key.lower()))
+        say(report, keyed(path, key), names.not_label_key(key.lower()))
     # The manifest as applied is kept by the system; it must not use up the room of the owner's own annotations.
     size = sum(len(key) + len(value.encode()) for key, value in values.items() if key != LAST_APPLIED)
     if size > MAX_ANNOTATION_BYTES:
@@ -124,7 +137,7 @@ def _owners(metadata: o.ObjectMeta, report: Report) -> None:
 def _namespace(obj: o.Namespace, report: Report) -> None:
     for index, finalizer in enumerate(obj.spec.finalizers):
         if finalizer not in KNOWN_FINALIZERS:
-            _say(report, f"spec.finalizers[{index}]", names.not_finalizer(finalizer))
+            say(report, f"spec.finalizers[{index}]", names.not_finalizer(finalizer))
 
 
 def _node(obj: o.Node, report: Report) -> None:
@@ -134,14 +147,14 @@ def _node(obj: o.Node, report: Report) -> None:
         if not taint.key:
             report(f"{path}.key", "is missing: name the taint")
         else:
-            _say(report, f"{path}.key", names.not_label_key(taint.key))
-        _say(report, f"{path}.value", names.not_label_value(taint.value))
-        _say(report, f"{path}.effect", names.not_one_of(taint.effect, names.TAINT_EFFECTS))
+            say(report, f"{path}.key", names.not_label_key(taint.key))
+        say(report, f"{path}.value", names.not_label_value(taint.value))
+        say(report, f"{path}.effect", names.not_one_of(taint.effect, names.TAINT_EFFECTS))
         if (taint.key, taint.effect) in seen:
             report(path, f'the taint "{taint.key}" with effect "{taint.effect}" is given twice: keep one')
         seen.add((taint.key, taint.effect))
     if obj.spec.podCIDR:
-        _say(report, "spec.podCIDR", names.not_cidr(obj.spec.podCIDR))
+        say(report, "spec.podCIDR", names.not_cidr(obj.spec.podCIDR))
 
 
 def _pod(obj: o.Pod, report: Report) -> None:
@@ -179,14 +192,19 @@ def _selector(spec: o.DeploymentSpec | o.ReplicaSetSpec, report: Report) -> bool
         problems += 1
         report(path, message)
 
-    labels(selector.matchLabels, "spec.selector.matchLabels", count)
-    for index, expression in enumerate(selector.matchExpressions):
-        _expression(expression, f"spec.selector.matchExpressions[{index}]", count)
+    _label_selector(selector, "spec.selector", count)
     return problems == 0
 
 
+def _label_selector(selector: o.LabelSelector, path: str, report: Report) -> None:
+    at_most(selector.matchExpressions, MAX_EXPRESSIONS, f"{path}.matchExpressions", report)
+    labels(selector.matchLabels, f"{path}.matchLabels", report)
+    for index, expression in enumerate(selector.matchExpressions):
+        _expression(expression, f"{path}.matchExpressions[{index}]", report)
+
+
 def _expression(expression: o.LabelSelectorRequirement, path: str, report: Report) -> None:
-    _say(report, f"{path}.key", names.not_label_key(expression.key))
+    say(report, f"{path}.key", names.not_label_key(expression.key))
     wrong = names.not_one_of(expression.operator, OPERATORS)
     if wrong is not None:
         report(f"{path}.operator", wrong)
@@ -194,7 +212,7 @@ def _expression(expression: o.LabelSelectorRequirement, path: str, report: Repor
         if not expression.values:
             report(f"{path}.values", f"are missing: {expression.operator} needs at least one")
         for index, value in enumerate(expression.values):
-            _say(report, f"{path}.values[{index}]", names.not_label_value(value))
+            say(report, f"{path}.values[{index}]", names.not_label_value(value))
     elif expression.values:
         report(f"{path}.values", f"are not used by {expression.operator}: remove them")
 
@@ -204,7 +222,7 @@ def _config_map(obj: o.ConfigMap, report: Report) -> None:
     for field in ("data", "binaryData"):
         values = getattr(obj, field)
         for key in sorted(values):
-            _say(report, keyed(field, key), names.not_data_key(key))
+            say(report, keyed(field, key), names.not_data_key(key))
             size += len(key) + len(values[key] if field == "binaryData" else values[key].encode())
     for key in sorted(obj.data.keys() & obj.binaryData.keys()):
         report(keyed("binaryData", key), "is under data too: keep one of them")
@@ -213,7 +231,7 @@ def _config_map(obj: o.ConfigMap, report: Report) -> None:
 
 def _secret(obj: o.Secret, report: Report) -> None:
     for key in sorted(obj.data):
-        _say(report, keyed("data", key), names.not_data_key(key))
+        say(report, keyed("data", key), names.not_data_key(key))
     _size(sum(len(key) + len(value) for key, value in obj.data.items()), obj.kind, report)
     needed = _SECRET_KEYS.get(obj.type, ())
     for key in needed:
@@ -253,7 +271,13 @@ def _event(obj: o.Event, report: Report) -> None:
         if not getattr(obj.involvedObject, name):
             report(join("involvedObject", name), "is missing: say which object the event is about")
     if obj.type not in ("", "Normal", "Warning"):
-        _say(report, "type", names.not_one_of(obj.type, ("Normal", "Warning")))
+        say(report, "type", names.not_one_of(obj.type, ("Normal", "Warning")))
+
+
+def _claim(obj: o.PersistentVolumeClaim, report: Report) -> None:
+    storage.claim(obj, report)
+    if obj.spec.HasField("selector"):
+        _label_selector(obj.spec.selector, "spec.selector", report)
 
 
 def _nothing_yet(obj: Any, report: Report) -> None:
@@ -269,8 +293,8 @@ _BY_KIND: Mapping[str, Callable[[Any, Report], None]] = {
     "ConfigMap": _config_map,
     "Secret": _secret,
     "Event": _event,
-    "PersistentVolume": _nothing_yet,
-    "PersistentVolumeClaim": _nothing_yet,
-    "StorageClass": _nothing_yet,
+    "PersistentVolume": storage.volume,
+    "PersistentVolumeClaim": _claim,
+    "StorageClass": storage.storage_class,
     "Death": _nothing_yet,
 }

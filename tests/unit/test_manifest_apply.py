@@ -39,14 +39,102 @@ def test_defaults_of_pods() -> None:
                 "image": "i",
                 "ports": [{"containerPort": 80, "protocol": "TCP"}],
                 "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}},
+                "terminationMessagePath": "/dev/termination-log",
+                "terminationMessagePolicy": "File",
+                "imagePullPolicy": "Always",
             }
         ],
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": 30,
+        "securityContext": {},
         "tolerations": [{"key": "x", "operator": "Equal"}],
     }
     assert pod.metadata.namespace == "default"
     assert validate(pod) == []
+
+
+EVERYTHING = """
+{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {
+  initContainers: [{name: i, image: "a:1", resources: {limits: {memory: 1Mi}}, env: [{name: A, valueFrom: {fieldRef: {
+    fieldPath: metadata.name}}}, {name: B, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}]}],
+  containers: [{name: c, image: "a@sha256:0011", ports: [{containerPort: 1}],
+    livenessProbe: {httpGet: {port: 1}, timeoutSeconds: 0}, readinessProbe: {grpc: {port: 1}, periodSeconds: 3},
+    startupProbe: {tcpSocket: {port: 1}, failureThreshold: 30},
+    lifecycle: {preStop: {httpGet: {port: 1, path: /bye}}}}],
+  volumes: [{name: n}, {name: h, hostPath: {path: /x}}, {name: m, configMap: {name: x}}, {name: s, secret: {
+    secretName: x, defaultMode: 0400}}, {name: d, downwardAPI: {items: [{path: f, fieldRef: {fieldPath: x}}]}},
+    {name: q, projected: {sources: [{downwardAPI: {items: [{path: f, resourceFieldRef: {resource: x, divisor: "0"}}]
+    }}]}}]}}
+"""
+
+
+def test_defaults_of_all_that_a_pod_may_have() -> None:
+    pod = make(EVERYTHING, complete=True)
+    assert isinstance(pod, o.Pod)
+    tree = to_tree(pod.spec)
+    init, main = tree["initContainers"][0], tree["containers"][0]
+    assert (init["imagePullPolicy"], main["imagePullPolicy"]) == ("IfNotPresent", "IfNotPresent")
+    assert init["resources"]["requests"] == {"memory": "1Mi"}
+    assert init["env"][0]["valueFrom"]["fieldRef"] == {"apiVersion": "v1", "fieldPath": "metadata.name"}
+    assert init["env"][1]["valueFrom"]["resourceFieldRef"] == {"resource": "limits.cpu", "divisor": "1"}
+    numbers = {"timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3}
+    assert main["livenessProbe"] == {"httpGet": {"path": "/", "port": 1, "scheme": "HTTP"}} | numbers
+    assert main["readinessProbe"] == {"grpc": {"port": 1, "service": ""}} | numbers | {"periodSeconds": 3}
+    assert main["startupProbe"] == {"tcpSocket": {"port": 1}} | numbers | {"failureThreshold": 30}
+    assert main["lifecycle"]["preStop"]["httpGet"] == {"path": "/bye", "port": 1, "scheme": "HTTP"}
+    assert [{k: v for k, v in volume.items() if k != "name"} for volume in tree["volumes"]] == [
+        {"emptyDir": {}},
+        {"hostPath": {"path": "/x", "type": ""}},
+        {"configMap": {"name": "x", "defaultMode": 0o644}},
+        {"secret": {"secretName": "x", "defaultMode": 0o400}},
+        {
+            "downwardAPI": {
+                "items": [{"path": "f", "fieldRef": {"apiVersion": "v1", "fieldPath": "x"}}],
+                "defaultMode": 0o644,
+            }
+        },
+        {
+            "projected": {
+                "sources": [
+                    {"downwardAPI": {"items": [{"path": "f", "resourceFieldRef": {"resource": "x", "divisor": "0"}}]}}
+                ],
+                "defaultMode": 0o644,
+            }
+        },
+    ]
+
+
+def test_a_pull_policy_follows_the_tag() -> None:
+    moving = ("nginx", "nginx:latest", "host:5000/nginx", "nginx:latest@sha256:00")
+    fixed = ("nginx:1", "host:5000/nginx:1.2", "nginx@sha256:00", "nginx:1@sha256:00")
+    assert {name: defaults.tag(name) == "latest" for name in moving + fixed} == {
+        **dict.fromkeys(moving, True),
+        **dict.fromkeys(fixed, False),
+    }
+
+
+def test_defaults_of_storage() -> None:
+    def spec(text: str) -> object:
+        return to_tree(make(text, complete=True))
+
+    volume = spec("{apiVersion: v1, kind: PersistentVolume, metadata: {name: v}, spec: {hostPath: {path: /x}}}")
+    assert volume["spec"] == {  # type: ignore[index]
+        "persistentVolumeReclaimPolicy": "Retain",
+        "volumeMode": "Filesystem",
+        "hostPath": {"path": "/x", "type": ""},
+    }
+    claim = spec("{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: v}}")
+    assert claim["spec"] == {"volumeMode": "Filesystem"}  # type: ignore[index]
+    for provisioner, mode in (
+        ("shoal.dev/local", "WaitForFirstConsumer"),
+        ("kubernetes.io/no-provisioner", "Immediate"),
+    ):
+        text = (
+            f"{{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {{name: c}}, provisioner: {provisioner}}}"
+        )
+        made = make(text, complete=True)
+        assert isinstance(made, o.StorageClass)
+        assert (made.reclaimPolicy, made.volumeBindingMode) == ("Delete", mode)
 
 
 def test_defaults_of_workloads_and_secrets() -> None:
@@ -62,7 +150,7 @@ def test_defaults_of_workloads_and_secrets() -> None:
 
 
 def test_defaults_are_idempotent() -> None:
-    for text in (POD, DEPLOYMENT):
+    for text in (POD, DEPLOYMENT, EVERYTHING):
         once = make(text, complete=True)
         again = make(text, complete=True)
         defaults.apply_defaults(again)
@@ -89,6 +177,65 @@ def test_changes_that_are_refused() -> None:
     assert "cannot be taken back" in change(fixed, "true", "false")[0]
     secret = "{apiVersion: v1, kind: Secret, type: x, metadata: {name: c}}"
     assert change(secret, "type: x", "type: y")[0].startswith("type: cannot be changed")
+
+
+DEADLINE = POD.replace("tolerations: [", "activeDeadlineSeconds: 60, tolerations: [")
+
+
+def test_a_deadline_may_only_come_nearer() -> None:
+    assert change(DEADLINE, "Seconds: 60", "Seconds: 59") == []
+    assert change(POD, "tolerations: [", "activeDeadlineSeconds: 60, tolerations: [") == []
+    for worse in ("Seconds: 61", "Seconds: null"):
+        assert change(DEADLINE, "Seconds: 60", worse) == ["spec.activeDeadlineSeconds: can only be lowered: it is 60"]
+
+
+def test_nothing_else_of_a_pod_may_change() -> None:
+    for field, value in (
+        ("volumes", "[{name: v}]"),
+        ("initContainers", "[{name: i, image: i}]"),
+        ("hostNetwork", "true"),
+        ("hostname", "h"),
+        ("securityContext", "{runAsUser: 1}"),
+        ("imagePullSecrets", "[{name: s}]"),
+    ):
+        found = change(POD, "spec: {", f"spec: {{{field}: {value}, ")
+        assert [error.partition(": ")[0] for error in found] == [f"spec.{field}"]
+
+
+def test_a_pod_of_an_earlier_version_is_not_changed_by_new_defaults() -> None:
+    old, new = make(POD, complete=True), make(POD, complete=True)
+    assert isinstance(old, o.Pod)
+    old.spec.ClearField("securityContext")
+    for name in ("imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy"):
+        old.spec.containers[0].ClearField(name)
+    assert validate_update(old, new) == []
+
+
+STORAGE = {
+    "PersistentVolume": """{apiVersion: v1, kind: PersistentVolume, metadata: {name: v}, spec: {
+      capacity: {storage: 1Gi},
+      accessModes: [ReadWriteOnce], local: {path: /a}, nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions:
+      [{key: host, operator: In, values: [n1]}]}]}}}}""",
+    "PersistentVolumeClaim": """{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: v}, spec: {
+      accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}, storageClassName: x, volumeName: v1}}""",
+    "StorageClass": """{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: v}, reclaimPolicy: Delete,
+      provisioner: shoal.dev/local}""",
+}
+
+
+def test_changes_of_storage() -> None:
+    volume, claim, kind = STORAGE.values()
+    assert change(volume, "storage: 1Gi", "storage: 2Gi") == []
+    assert change(volume, "name: v}", "name: v, labels: {a: b}}") == []
+    assert change(volume, "path: /a", "path: /b")[0].startswith("spec.local: cannot be changed")
+    assert change(volume, "[n1]", "[n2]")[0].startswith("spec.nodeAffinity: cannot be changed")
+    assert change(claim, "storage: 1Gi", "storage: 2Gi")[0].startswith("spec.resources: cannot be changed")
+    assert change(claim, "volumeName: v1", "volumeName: v2")[0].startswith("spec.volumeName: cannot be changed: the cl")
+    assert change(claim, "storageClassName: x", "storageClassName: y")[0].startswith("spec.storageClassName: cannot be")
+    assert change(claim, "[ReadWriteOnce]", "[ReadWriteMany]")[0].startswith("spec.accessModes: cannot be changed")
+    unbound = claim.replace(", storageClassName: x, volumeName: v1", "")
+    assert validate_update(make(unbound, complete=True), make(claim, complete=True)) == []
+    assert change(kind, "Delete", "Retain")[0].startswith("reclaimPolicy: cannot be changed")
 
 
 def test_binding_and_status_of_a_pod_may_change() -> None:
@@ -122,6 +269,14 @@ def test_merge_of_maps() -> None:
 
 def workload(containers: str, more: str = "") -> str:
     return f"{{apiVersion: v1, kind: Pod, metadata: {{name: p}}, spec: {{containers: {containers}{more}}}}}"
+
+
+def test_a_volume_that_becomes_another_sort_keeps_nothing_of_the_first() -> None:
+    plain = workload("[{name: a}]", ", volumes: [{name: v}, {name: kept, emptyDir: {}}]")
+    current = make(plain, complete=True)
+    wanted = make(workload("[{name: a}]", ", volumes: [{name: v, configMap: {name: c}}, {name: kept, emptyDir: {}}]"))
+    result = to_tree(merge.merge(current, make(plain), wanted))
+    assert result["spec"]["volumes"] == [{"name": "v", "configMap": {"name": "c"}}, {"name": "kept", "emptyDir": {}}]
 
 
 def test_merge_of_lists_with_a_key() -> None:
