@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from math import isfinite
 from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -262,6 +263,13 @@ def _integer_reader(low: int, high: int) -> Reader:
     return read
 
 
+def _read_float(value: Any, path: str, problems: list[FieldError]) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        _report(problems, path, f"must be a number, but it is {describe(value)}")
+        return None
+    return float(value)
+
+
 def _read_bytes(value: Any, path: str, problems: list[FieldError]) -> bytes | None:
     text = _read_string(value, path, problems)
     if text is None:
@@ -280,6 +288,7 @@ _SCALAR_READERS: Mapping[int, Reader] = {
     FieldDescriptor.TYPE_STRING: _read_string,
     FieldDescriptor.TYPE_BOOL: _read_bool,
     FieldDescriptor.TYPE_BYTES: _read_bytes,
+    FieldDescriptor.TYPE_DOUBLE: _read_float,
     FieldDescriptor.TYPE_INT32: _INT32,
     FieldDescriptor.TYPE_INT64: _INT64,
     FieldDescriptor.TYPE_UINT32: _integer_reader(0, 2**32 - 1),

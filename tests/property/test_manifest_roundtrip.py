@@ -28,6 +28,8 @@ def scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         return st.binary(max_size=6)
     if field.type == FieldDescriptor.TYPE_BOOL:
         return st.booleans()
+    if field.type == FieldDescriptor.TYPE_DOUBLE:
+        return st.floats(-1e9, 1e9)
     return st.integers(*BOUNDS[field.type])
 
 
@@ -65,6 +67,11 @@ def fill(draw: st.DrawFn, message: Any, field: Any) -> None:
 def fill_message(draw: st.DrawFn, message: Any, descriptor: Descriptor) -> None:
     if descriptor.name == "Quantity":
         message.text = draw(st.sampled_from(["1", "0.5", "64Mi", "1e3", "-2"]))
+    elif descriptor.name == "IntOrString":
+        if draw(st.booleans()):
+            message.number = draw(st.integers(*BOUNDS[FieldDescriptor.TYPE_INT32]))
+        else:
+            message.text = draw(TEXT)
     elif descriptor.name == "Time":
         message.seconds = draw(st.integers(-62135596800, 253402300799))
         message.nanos = draw(st.integers(0, 999_999_999))
