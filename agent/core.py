@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import shoal
+from shoal.agent.copying import Copier
 from shoal.agent.images.port import Images
 from shoal.agent.logs import LogFiles
 from shoal.agent.machine import Machine
@@ -23,6 +24,7 @@ from shoal.agent.pods.probing import Hooks, Prober
 from shoal.agent.pods.spec import NodeFacts
 from shoal.agent.pods.worker import Meter, NodePorts, Worker
 from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeFault, Usage
+from shoal.agent.sampling import Sampler
 from shoal.agent.session import Connector, Session, SessionConfig
 from shoal.agent.state import State
 from shoal.agent.sync import NodeNetwork, Sync
@@ -58,6 +60,7 @@ class AgentPorts:
     prober: Prober
     hooks: Hooks
     objects: MemoryObjects
+    copier: Copier | None = None
 
 
 class Agent:
@@ -115,6 +118,8 @@ class Agent:
             ports.logs,
             config.log_root,
             self._images_stale.set,
+            Sampler(ports.runtime, machine),
+            ports.copier,
         )
         self.session: Session | None = None
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -18,6 +18,7 @@ MAX_LINE = 256 * 1024  # a longer line is passed on in pieces
 POLL_S = 0.1
 MAX_GENERATIONS = 100
 TAIL_WINDOW = 256 * 1024
+HEAD_BYTES = 48  # a stamp and some text
 
 
 class LogFile(Protocol):
@@ -51,26 +52,107 @@ class LogOptions:
     tail_lines: int | None = None
     since_ns: int | None = None  # nanoseconds since 1970
     timestamps: bool = False
+    resume: Position | None = None  # instead of tail_lines
 
 
-async def read_logs(files: LogFiles, path: str, options: LogOptions, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The log's text in pieces of at most 64 KiB. With `follow` it goes on until `ended()` and nothing is left."""
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a reader is: at a line's begin in one of the log's files, and `skip` bytes of text further. The file is
+    known by its identity and its first bytes, since identities are used again. "": there was no file yet."""
+
+    file: str = ""
+    head: bytes = b""
+    offset: int = 0
+    skip: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of at most 64 KiB, and where the reader is after it (None: in the midst of what came at once)."""
+
+    data: bytes
+    position: Position | None = None
+
+
+class PositionLost(Exception):
+    """The file to go on from is not there any more: lines may be missing."""
+
+
+async def read_logs(files: LogFiles, path: str, options: LogOptions, ended: Callable[[], bool]) -> AsyncIterator[Piece]:
+    """The log's text. With `follow` it goes on until `ended()` and nothing is left. The first piece is empty and says
+    where it begins. Raises PositionLost."""
     generations = await _open_all(files, path)
     walk = _Walk(files, path, generations)
-    lines = _Lines(options)
+    text = _Text(options, walk)
     try:
-        for file, offset in await _tail_start(generations, options.tail_lines):
+        start = await _start(generations, options)
+        walk.begin(start)
+        yield Piece(b"", await text.position())
+        for file, offset in start:
             async for data in walk.drain(file, offset):
-                for piece in lines.feed(data):
+                for piece in await text.pieces(data):
                     yield piece
         if options.follow:
             async for data in walk.follow(ended):
-                for piece in lines.feed(data):
+                for piece in await text.pieces(data):
                     yield piece
-        for piece in lines.finish():
+        for piece in await text.rest():
             yield piece
     finally:
         walk.close()
+
+
+async def _start(generations: list[LogFile], options: LogOptions) -> list[tuple[LogFile, int]]:
+    """The files to read, each from an offset. Raises PositionLost."""
+    resume = options.resume
+    if resume is None:
+        return await _tail_start(generations, options.tail_lines)
+    if not resume.file:
+        return [(file, 0) for file in generations]
+    for index, file in enumerate(generations):
+        if file.identity == resume.file and resume.head in (b"", await _head(file)):
+            return [(file, resume.offset), *((later, 0) for later in generations[index + 1 :])]
+    raise PositionLost
+
+
+async def _head(file: LogFile) -> bytes:
+    """The begin of the first line, which never changes once it is whole; b"" until then."""
+    data = await file.read(0, HEAD_BYTES)
+    begun, newline, _ = data.partition(b"\n")
+    return begun if newline or len(data) == HEAD_BYTES else b""
+
+
+class _Text:
+    """The log's bytes as pieces of text, each chunk's last one with its position."""
+
+    def __init__(self, options: LogOptions, walk: _Walk) -> None:
+        self._walk = walk
+        self._lines = _Lines(options)
+        self._base = Position()
+        self._given = 0  # bytes of text since `_base`
+        self._left = options.resume.skip if options.resume else 0  # bytes that the reader has already
+
+    async def position(self) -> Position:
+        if not self._lines.amid:
+            self._base, self._given = await self._walk.position(self._lines.unread), 0
+        return replace(self._base, skip=self._given + self._left)
+
+    async def pieces(self, data: bytes) -> list[Piece]:
+        return await self._cut(self._lines.feed(data))
+
+    async def rest(self) -> list[Piece]:
+        """What a container wrote without ending its line."""
+        return await self._cut(self._lines.rest())
+
+    async def _cut(self, text: bytes) -> list[Piece]:
+        known = min(self._left, len(text))
+        self._left -= known
+        self._given += len(text)
+        if known == len(text):
+            return []
+        position = await self.position()
+        parts = [text[at : at + CHUNK] for at in range(known, len(text), CHUNK)]
+        return [*(Piece(part) for part in parts[:-1]), Piece(parts[-1], position)]
 
 
 async def _open_all(files: LogFiles, path: str) -> list[LogFile]:
@@ -103,6 +185,16 @@ class _Walk:
         self._opened = opened
         self._current = opened[-1] if opened else None
         self._offset = 0
+
+    def begin(self, start: list[tuple[LogFile, int]]) -> None:
+        if start:
+            self._current, self._offset = start[0]
+
+    async def position(self, unread: int) -> Position:
+        """Where the next line begins; `unread` bytes before the present offset."""
+        if self._current is None:
+            return Position()
+        return Position(self._current.identity, await _head(self._current), max(self._offset - unread, 0))
 
     async def drain(self, file: LogFile, offset: int) -> AsyncIterator[bytes]:
         """From `offset` to the present end of a file, which becomes the current one."""
@@ -199,13 +291,22 @@ class _Lines:
         self._rest = b""
         self._partial: dict[bytes, bytes] = {}
 
-    def feed(self, data: bytes) -> list[bytes]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return _pieces(b"".join(self._text(line) for line in lines))
+    @property
+    def amid(self) -> bool:
+        """Some line has begun and not ended."""
+        return bool(self._partial)
 
-    def finish(self) -> list[bytes]:
-        """What a container wrote without ending its line."""
-        return _pieces(b"".join(self._partial.values()))
+    @property
+    def unread(self) -> int:
+        """Bytes of a CRI line that has not come whole."""
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> bytes:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return b"".join(self._text(line) for line in lines)
+
+    def rest(self) -> bytes:
+        return b"".join(self._partial.values())
 
     def _text(self, line: bytes) -> bytes:
         parts = line.split(b" ", 3)
@@ -225,10 +326,6 @@ class _Lines:
             return text
         self._partial[stream] = text
         return b""
-
-
-def _pieces(text: bytes) -> list[bytes]:
-    return [text[at : at + CHUNK] for at in range(0, len(text), CHUNK)]
 
 
 def parse_stamp(stamp: bytes) -> int:

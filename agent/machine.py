@@ -27,6 +27,15 @@ class MachineInfo:
     hostname: str
 
 
+@dataclass(frozen=True, slots=True)
+class MachineUsage:
+    """Since the machine began, and now (without what the kernel can take back)."""
+
+    cpu_seconds: float
+    memory_bytes: int
+
+
 class Machine(Protocol):
     def capacity(self) -> Capacity: ...
     def info(self) -> MachineInfo: ...
+    def usage(self) -> MachineUsage: ...

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.agent.machine import Capacity, MachineInfo
+from shoal.agent.machine import Capacity, MachineInfo, MachineUsage
 
 DEFAULT_PODS = 110  # the kubelet's
+IDLE, IO_WAIT = 3, 4  # fields of /proc/stat's first line
 OCI_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
@@ -48,11 +50,20 @@ class RealMachine:
     def info(self) -> MachineInfo:
         return self._info
 
+    def usage(self) -> MachineUsage:
+        ticks = [int(field) for field in (self._proc / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+        busy = sum(ticks) - ticks[IDLE] - ticks[IO_WAIT]  # proc(5): guests are counted within user and nice
+        memory = self._meminfo("MemTotal") - self._meminfo("MemAvailable")
+        return MachineUsage(busy / os.sysconf("SC_CLK_TCK"), memory)
+
     def _memory(self) -> int:
+        return self._meminfo("MemTotal")
+
+    def _meminfo(self, name: str) -> int:
         for line in (self._proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemTotal:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
-        raise OSError(f"{self._proc}/meminfo does not say MemTotal")
+        raise OSError(f"{self._proc}/meminfo does not say {name}")
 
     def _storage(self) -> int:
         disk = os.statvfs(self._data)
@@ -74,14 +85,29 @@ class RealMachine:
 class DevNode:
     """A development node: everything but its share, name and boot is the host's."""
 
-    def __init__(self, host: RealMachine, name: str, capacity: Capacity, boot_id: str = "") -> None:
+    def __init__(
+        self,
+        host: RealMachine,
+        name: str,
+        capacity: Capacity,
+        boot_id: str = "",
+        used: Callable[[], tuple[float, int, int]] | None = None,
+    ) -> None:
+        """`used`: what its cgroup says (CPU seconds, memory in bytes, processes)."""
         self._host = host
         self._name = name
         self._capacity = capacity
         self._boot_id = boot_id
+        self._used = used
 
     def capacity(self) -> Capacity:
         return self._capacity
+
+    def usage(self) -> MachineUsage:
+        if self._used is None:
+            return self._host.usage()
+        cpu_seconds, memory_bytes, _ = self._used()
+        return MachineUsage(cpu_seconds, memory_bytes)
 
     def info(self) -> MachineInfo:
         host = self._host.info()

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from shoal.agent.config import Config, ConfigError, load
+from shoal.agent.copying import DiskCopier
 from shoal.agent.core import Agent, AgentConfig, AgentPorts
 from shoal.agent.images.port import ImageFault
 from shoal.agent.images.settings import Settings
@@ -38,7 +39,7 @@ from shoal.agent.objects import MemoryObjects
 from shoal.agent.probes.hooks import LiveHooks
 from shoal.agent.probes.prober import LiveProber
 from shoal.agent.runtime import seccomp
-from shoal.agent.runtime.cgroups import CgroupError
+from shoal.agent.runtime.cgroups import CgroupError, open_cgroups
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
 from shoal.agent.runtime.settings import SettingsError
@@ -157,6 +158,8 @@ async def serve(config: Config) -> None:
         rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
         prober = LiveProber(runtime, time.time, rng, health=health.check, meter=durations)
         stack.push_async_callback(prober.close)
+        copier = DiskCopier()
+        stack.callback(copier.close)
         ports = AgentPorts(
             runtime,
             images,
@@ -169,6 +172,7 @@ async def serve(config: Config) -> None:
             prober,
             LiveHooks(runtime),
             MemoryObjects(),
+            copier,
         )
         agent = Agent(core_config(config), ports, time.time, rng, durations)
         await stack.enter_async_context(http_server(config, agent, durations))
@@ -207,7 +211,10 @@ async def first_contact(runtime: Client) -> None:
 def open_machine(config: Config) -> Machine:
     host = RealMachine(config.data, config.overrides())
     told = config.dev_capacity()
-    return host if told is None else DevNode(host, config.node, told)
+    if told is None:
+        return host
+    groups = open_cgroups(config.cgroup)
+    return DevNode(host, config.node, told, used=lambda: groups.usage(config.cgroup))
 
 
 def core_config(config: Config) -> AgentConfig:

@@ -1,4 +1,4 @@
-"""Answers the master's Open: logs, exec and images, each over a Tunnel call of its own.
+"""Answers the master's Open: logs, exec, attach, copies, usage and images, each over a Tunnel call of its own.
 
 Data goes in frames of at most 64 KiB; a slow reader holds the sender back, since each send is awaited.
 """
@@ -10,14 +10,18 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from shoal.agent.answers import Refusal
+from shoal.agent.copying import Copier
 from shoal.agent.images.port import ImageFault, Images
-from shoal.agent.logs import LogFiles, LogOptions, read_logs
-from shoal.agent.pods.facts import RUNNING, ContainerFacts
+from shoal.agent.logs import LogFiles
+from shoal.agent.podlogs import POLL_S, PodLogs
+from shoal.agent.pods.facts import ContainerFacts
 from shoal.agent.pods.machine import PodMachine
-from shoal.agent.pods.spec import log_path
 from shoal.agent.pods.worker import Worker
 from shoal.agent.runtime.port import ContainerID, ExecStream, Runtime, RuntimeFault, StartError
+from shoal.agent.sampling import Sampler
 from shoal.agent.session import Connector, LinkLost, TunnelStream
+from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent.tunnels")
@@ -25,10 +29,8 @@ MAX_TUNNELS = 64
 FRAME_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
-
-
-class Refusal(Exception):
-    """The request cannot be answered; the message goes to the person who asked."""
+ARRIVAL_POLLS = 30  # for a pod that the master has bound and that the node has not heard of yet
+MAX_PATH = 4096
 
 
 class Tunnels:
@@ -43,6 +45,8 @@ class Tunnels:
         logs: LogFiles,
         log_root: str,
         images_changed: Callable[[], None],
+        sampler: Sampler,
+        copier: Copier | None = None,
     ) -> None:
         self._connector = connector
         self._worker = worker
@@ -51,6 +55,8 @@ class Tunnels:
         self._logs = logs
         self._log_root = log_root
         self._images_changed = images_changed
+        self._sampler = sampler
+        self._copier = copier
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, request: s.Open, address: str) -> None:
@@ -94,6 +100,12 @@ class Tunnels:
                     return await until_gone(stream, self._send_logs(request.logs, stream))
                 case "exec":
                     return await self._exec(request.exec, stream)
+                case "attach":
+                    return await self._attach(request.attach, stream)
+                case "copy":
+                    return await self._copy(request.copy, stream)
+                case "usage":
+                    return await until_gone(stream, self._usage(stream))
                 case "image_load":
                     return await self._load(request.image_load, stream)
                 case "image_remove":
@@ -108,7 +120,10 @@ class Tunnels:
             return s.TunnelEnd(exit_code=fault.exit_code, error=fault.message)
         except ImageFault as fault:
             return s.TunnelEnd(exit_code=1, error=f"{fault.reason}: {fault.message}")
-        except (RuntimeFault, OSError) as fault:
+        except OSError as fault:
+            where = f"{fault.filename}: " if fault.filename else ""
+            return s.TunnelEnd(exit_code=1, error=f"{where}{fault.strerror or fault}")
+        except RuntimeFault as fault:
             return s.TunnelEnd(exit_code=1, error=str(fault))
         except LinkLost:
             raise
@@ -131,56 +146,68 @@ class Tunnels:
 
     # ---- logs ----
     async def _send_logs(self, request: s.LogsOpen, stream: TunnelStream) -> s.TunnelEnd:
-        machine, facts = self._find(request.pod_uid, request.container)
-        attempt = self._attempt_of(machine, facts, previous=request.previous)
-        path = log_path(self._log_root, machine.uid, facts.spec.name, attempt)
-        options = LogOptions(
-            follow=request.follow and not request.previous,
-            tail_lines=request.tail_lines if request.HasField("tail_lines") else None,
-            since_ns=request.since.seconds * 10**9 + request.since.nanos if request.HasField("since") else None,
-            timestamps=request.timestamps,
-        )
+        machine, facts = await self._arrived(request.pod_uid, request.container)
+        return await PodLogs(self._logs, self._log_root, machine, facts, request).send(stream)
 
-        def ended() -> bool:
-            run = facts.run
-            return run is None or run.attempt != attempt or run.state != RUNNING or machine.forgotten
-
-        async for piece in read_logs(self._logs, path, options, ended):
-            await stream.send(s.TunnelFrame(data=piece))
-        return s.TunnelEnd()
-
-    def _attempt_of(self, machine: PodMachine, facts: ContainerFacts, *, previous: bool) -> int:
-        where = f"container {facts.spec.name} of pod {machine.pod.metadata.name}"
-        started = [run for run in (facts.run, facts.previous) if run is not None and run.started_at]
-        if not started:
-            raise Refusal(f"{where} has not started yet: see its state with `shoal describe pod`")
-        if not previous:
-            return started[0].attempt
-        before = [run for run in (facts.previous, facts.run) if run is not None and run.started_at]
-        if before[0] is started[0]:
-            raise Refusal(f"{where} has no previous run: it has not been restarted")
-        return before[0].attempt
+    async def _arrived(self, uid: str, name: str) -> tuple[PodMachine, ContainerFacts]:
+        """As _find; a pod that has just been bound may still be on its way here."""
+        for _ in range(ARRIVAL_POLLS):
+            if uid in self._worker.machines:
+                break
+            await asyncio.sleep(POLL_S)
+        return self._find(uid, name)
 
     # ---- exec ----
     async def _exec(self, request: s.ExecOpen, stream: TunnelStream) -> s.TunnelEnd:
-        machine, facts = self._find(request.pod_uid, request.container)
+        id, _ = self._running(request.pod_uid, request.container)
+        process = await self._runtime.exec(id, list(request.command), stdin=request.stdin, tty=request.tty)
+        return await _joined(stream, process)
+
+    async def _attach(self, request: s.AttachOpen, stream: TunnelStream) -> s.TunnelEnd:
+        id, container = self._running(request.pod_uid, request.container)
+        if request.stdin and not container.stdin:
+            raise Refusal(f"container {id.name} takes no input: it needs `stdin: true` in its manifest")
+        process = await self._runtime.attach(id, stdin=request.stdin)
+        return await _joined(stream, process)
+
+    def _running(self, uid: str, name: str) -> tuple[ContainerID, o.Container]:
+        machine, facts = self._find(uid, name)
         if not facts.live or facts.run is None:
             raise Refusal(f"container {facts.spec.name} of pod {machine.pod.metadata.name} does not run")
-        id = ContainerID(machine.uid, facts.spec.name, facts.run.attempt)
-        process = await self._runtime.exec(id, list(request.command), stdin=request.stdin, tty=request.tty)
-        feeder = asyncio.create_task(_feed(stream, process))
-        output = asyncio.create_task(_send_output(stream, process))
-        try:
-            done, _ = await asyncio.wait({feeder, output}, return_when=asyncio.FIRST_COMPLETED)
-            if output not in done and feeder.result():
-                raise LinkLost("the person who asked is gone")
-            await output
-            return s.TunnelEnd(exit_code=await process.wait())
-        finally:
-            for task in (feeder, output):
-                task.cancel()
-            await asyncio.gather(feeder, output, return_exceptions=True)
-            await process.close()
+        return ContainerID(machine.uid, facts.spec.name, facts.run.attempt), facts.spec
+
+    # ---- files ----
+    async def _copy(self, request: s.CopyOpen, stream: TunnelStream) -> s.TunnelEnd:
+        if self._copier is None:
+            raise Refusal("this node cannot copy files")
+        id, _ = self._running(request.pod_uid, request.container)
+        state = next((state for state in await self._runtime.list() if state.id == id and state.exit is None), None)
+        if state is None or not state.pid:
+            raise Refusal(f"container {id.name} does not run any more: its files went with it")
+        if not request.path.startswith("/") or len(request.path) > MAX_PATH:
+            raise Refusal(f"the path in the container must be absolute and of at most {MAX_PATH} bytes")
+        if not request.out:
+            await self._copier.into(state, request.path, lambda: _next_data(stream))
+            return s.TunnelEnd()
+        copier = self._copier
+
+        async def out() -> s.TunnelEnd:
+            await copier.out(
+                state,
+                request.path,
+                lambda data: stream.send(s.TunnelFrame(data=data)),
+                lambda line: stream.send(s.TunnelFrame(progress=f"warning: {line}")),
+            )
+            return s.TunnelEnd()
+
+        return await until_gone(stream, out())
+
+    # ---- usage ----
+    async def _usage(self, stream: TunnelStream) -> s.TunnelEnd:
+        report = (await self._sampler.report()).SerializeToString()
+        for at in range(0, len(report), FRAME_BYTES):
+            await stream.send(s.TunnelFrame(data=report[at : at + FRAME_BYTES]))
+        return s.TunnelEnd()
 
     # ---- images ----
     async def _load(self, request: s.ImageLoadOpen, stream: TunnelStream) -> s.TunnelEnd:
@@ -200,6 +227,23 @@ class Tunnels:
             await stream.send(s.TunnelFrame(progress=lines.get_nowait()))
         self._images_changed()
         return s.TunnelEnd(images=[name for image in images for name in (image.names or [image.id])])
+
+
+async def _joined(stream: TunnelStream, process: ExecStream) -> s.TunnelEnd:
+    """The person's streams and the process's, until the process has ended. Raises LinkLost when the person goes."""
+    feeder = asyncio.create_task(_feed(stream, process))
+    output = asyncio.create_task(_send_output(stream, process))
+    try:
+        done, _ = await asyncio.wait({feeder, output}, return_when=asyncio.FIRST_COMPLETED)
+        if output not in done and feeder.result():
+            raise LinkLost("the person who asked is gone")
+        await output
+        return s.TunnelEnd(exit_code=await process.wait())
+    finally:
+        for task in (feeder, output):
+            task.cancel()
+        await asyncio.gather(feeder, output, return_exceptions=True)
+        await process.close()
 
 
 async def until_gone(stream: TunnelStream, work: Coroutine[Any, Any, s.TunnelEnd]) -> s.TunnelEnd:
@@ -256,6 +300,19 @@ async def _send_output(stream: TunnelStream, process: ExecStream) -> None:
             piece = data[at : at + FRAME_BYTES]
             frame = s.TunnelFrame(stderr=piece) if kind == "stderr" else s.TunnelFrame(data=piece)
             await stream.send(frame)
+
+
+async def _next_data(stream: TunnelStream) -> bytes:
+    """b"" at the end of the person's data. Raises LinkLost when they broke off."""
+    while True:
+        frame = await stream.receive()
+        kind = frame.WhichOneof("frame") if frame is not None else "end"
+        if kind == "end":
+            raise LinkLost("the person who asked is gone")
+        if frame is not None and frame.data:
+            return frame.data
+        if kind == "close_input":
+            return b""
 
 
 async def _archive(stream: TunnelStream) -> AsyncIterator[bytes]:

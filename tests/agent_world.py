@@ -12,7 +12,7 @@ from shoal.agent.core import Agent, AgentConfig, AgentPorts
 from shoal.agent.images.fake import FakeImages
 from shoal.agent.images.port import ImageConfig
 from shoal.agent.logs import MemoryLogFiles
-from shoal.agent.machine import Capacity, MachineInfo
+from shoal.agent.machine import Capacity, MachineInfo, MachineUsage
 from shoal.agent.network.fake import FakeNetwork
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
@@ -39,6 +39,9 @@ class StillMachine:
 
     def info(self) -> MachineInfo:
         return MachineInfo("machine-1", self.boot_id, "6.1", "Debian", "amd64", "n1")
+
+    def usage(self) -> MachineUsage:
+        return MachineUsage(asyncio.get_running_loop().time() / 2, 1 << 30)  # half a core
 
 
 class Pipe:

@@ -199,6 +199,35 @@ class Client:
 
         return self._stream("Exec", requests(), None)
 
+    def attach(self, pod: c.Key, options: s.AttachOpen, frames: Iterable[s.TunnelFrame]) -> Iterator[s.TunnelFrame]:
+        """A running container's own streams; `frames` is its input."""
+        self.reach()
+
+        def requests() -> Iterator[c.AttachRequest]:
+            yield c.AttachRequest(start=c.AttachStart(pod=pod, options=options))
+            for frame in frames:
+                yield c.AttachRequest(frame=frame)
+
+        return self._stream("Attach", requests(), None)
+
+    def copy(self, pod: c.Key, options: s.CopyOpen, data: Iterable[bytes]) -> Iterator[s.TunnelFrame]:
+        """A tar stream out of a container, or `data` as one into it."""
+        self.reach()
+
+        def requests() -> Iterator[c.CopyRequest]:
+            yield c.CopyRequest(start=c.CopyStart(pod=pod, options=options))
+            if not options.out:
+                for piece in data:
+                    yield c.CopyRequest(frame=s.TunnelFrame(data=piece))
+                yield c.CopyRequest(frame=s.TunnelFrame(close_input=True))
+
+        return self._stream("Copy", requests(), None)
+
+    def top(self, request: c.TopRequest) -> c.TopResponse:
+        """What pods or nodes use now."""
+        answer: c.TopResponse = self._call("Top", request)
+        return answer
+
     def load_image(self, start: c.LoadImageStart, chunks: Iterable[bytes]) -> Iterator[c.LoadImageResponse]:
         """Sends an archive to nodes; lines of progress come back."""
         self.reach()

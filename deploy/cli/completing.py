@@ -29,6 +29,24 @@ def pods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
     return [CompletionItem(name) for name in _names(ctx, "pod") if name.startswith(incomplete)]
 
 
+def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the containers of the pod that stands before."""
+    try:
+        from shoal.deploy.cli.client import Client
+        from shoal.deploy.cli.contexts import config_path, load
+        from shoal.proto.v1 import objects_pb2 as o
+
+        context = load(config_path()).choose(ctx.params.get("context_name"))
+        namespace = ctx.params.get("namespace") or context.namespace
+        with Client(context, PATIENCE_SECONDS, PATIENCE_SECONDS) as client:
+            pod = client.get("Pod", namespace, str(ctx.params["target"]).removeprefix("pod/"))
+        assert isinstance(pod, o.Pod)
+        found = [each.name for each in (*pod.spec.initContainers, *pod.spec.containers)]
+        return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
 def _words(value: Any) -> list[str]:
     return list(value) if isinstance(value, tuple | list) else []
 

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from shoal.deploy.cli.failures import FAILED
+from shoal.deploy.cli.failures import FAILED, CommandError
 from shoal.proto.v1 import session_pb2 as s
 
 
 def copy_out(frames: Iterator[s.TunnelFrame]) -> int:
-    """Writes the frames' data until their end; gives the exit code that the end carries."""
+    """Writes the frames' data until their end; gives the exit code that the end carries. Raises CommandError."""
     for frame in frames:
         kind = frame.WhichOneof("frame")
         if kind == "data":
@@ -22,11 +22,9 @@ def copy_out(frames: Iterator[s.TunnelFrame]) -> int:
             print(frame.progress, file=sys.stderr)
         elif kind == "end":
             if frame.end.error:
-                print(f"error: {frame.end.error}", file=sys.stderr)
-                return frame.end.exit_code or FAILED
+                raise CommandError(frame.end.error, frame.end.exit_code or FAILED)
             return frame.end.exit_code
-    print("error: the stream broke off before its end", file=sys.stderr)
-    return FAILED
+    raise CommandError("the stream broke off before its end")
 
 
 def _write(target: BinaryIO, data: bytes) -> None:

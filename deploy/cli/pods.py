@@ -10,6 +10,8 @@ from shoal.deploy.cli.options import Session
 from shoal.deploy.cli.printers.status import is_true
 from shoal.proto.v1 import objects_pb2 as o
 
+DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"  # an annotation of pods
+
 
 def find_pod(session: Session, text: str) -> o.Pod:
     """The pod called NAME or pod/NAME, or a good one of deployment/NAME or replicaset/NAME. Raises CommandError."""
@@ -39,13 +41,27 @@ def _one_of(session: Session, workload: o.Deployment | o.ReplicaSet) -> o.Pod:
     return pods[0]
 
 
-def container_of(pod: o.Pod, named: str | None) -> str:
-    """The container meant: the one named, or the only one. Raises CommandError."""
-    names = [container.name for container in pod.spec.containers]
-    if named is None and len(names) == 1:
-        return names[0]
-    if named is None:
-        raise CommandError(f"pod/{pod.metadata.name} has several containers, choose one with -c: {', '.join(names)}")
-    if named not in names:
-        raise CommandError(f'pod/{pod.metadata.name} has no container "{named}": it has {", ".join(names)}')
-    return named
+def container_of(pod: o.Pod, named: str | None, *, quiet: bool = False) -> str:
+    """The container meant: the one named, the only one, the one of the annotation, or the first, which is said unless
+    `quiet`. Raises CommandError."""
+    names, every = [container.name for container in pod.spec.containers], all_containers(pod)
+    if named is not None:
+        if named not in every:
+            raise CommandError(f'pod/{pod.metadata.name} has no container "{named}": it has {", ".join(every)}')
+        return named
+    annotated = pod.metadata.annotations.get(DEFAULT_CONTAINER, "")
+    if annotated in names:
+        return annotated
+    if len(every) > 1 and not quiet:
+        init = [f"{container.name} (init)" for container in pod.spec.initContainers]
+        print(f'Defaulted container "{names[0]}" out of: {", ".join([*names, *init])}', file=sys.stderr)
+    return names[0]
+
+
+def all_containers(pod: o.Pod) -> list[str]:
+    """The names of all containers, the init ones first."""
+    return [container.name for container in (*pod.spec.initContainers, *pod.spec.containers)]
+
+
+def spec_of(pod: o.Pod, name: str) -> o.Container:
+    return next(each for each in (*pod.spec.initContainers, *pod.spec.containers) if each.name == name)

@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 import termios
-import tty
+import tty as ttys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,15 +57,38 @@ def _size() -> s.TerminalSize:
 
 
 @contextmanager
+def lent_to(*, interactive: bool, tty: bool) -> Iterator[Iterator[s.TunnelFrame]]:
+    """The frames of our input. A terminal passes every key on, Ctrl-C too, and is as before afterwards."""
+    source = Input(reading=interactive, terminal=tty)
+    frames = source.frames() if interactive or tty else iter(())
+    if not tty:
+        yield frames
+        return
+    with lent(source, raw=interactive and sys.stdin.isatty()):
+        yield frames
+
+
+@contextmanager
 def lent(source: Input, *, raw: bool) -> Iterator[None]:
-    """Tells of new window sizes; `raw`: our terminal passes every key on, Ctrl-C too, and is as before afterwards."""
+    """Tells of new window sizes. `raw`: our terminal is put back however we end, save by SIGKILL."""
     before = termios.tcgetattr(sys.stdin.fileno()) if raw else None
-    earlier = signal.signal(signal.SIGWINCH, lambda _number, _frame: source.resized())
-    try:
-        if raw:
-            tty.setraw(sys.stdin.fileno())
-        yield
-    finally:
+
+    def restore() -> None:
         if before is not None:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
-        signal.signal(signal.SIGWINCH, earlier)
+
+    def end(number: int, _frame: object) -> None:
+        restore()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP) if raw}
+    handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda _number, _frame: source.resized())
+    try:
+        if raw:
+            ttys.setraw(sys.stdin.fileno())
+        yield
+    finally:
+        restore()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

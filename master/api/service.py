@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from shoal.master.api.images import Images
 from shoal.master.api.reads import Reads
 from shoal.master.api.streams import Nodes, Streams
+from shoal.master.api.top import Top
 from shoal.master.api.writes import Writes
 from shoal.master.ports import ApiStore
 from shoal.proto.v1 import cluster_pb2 as c
@@ -23,6 +24,7 @@ class ClusterService:
         self._writes = Writes(store, now)
         self._reads = Reads(store)
         self._streams = Streams(store.view, nodes)
+        self._top = Top(store.view, nodes)
         self._images = Images(store.view, nodes)
         self._version = version
 
@@ -60,6 +62,16 @@ class ClusterService:
 
     def exec(self, requests: AsyncIterator[c.ExecRequest]) -> AsyncIterator[s.TunnelFrame]:
         return self._streams.exec(requests)
+
+    def attach(self, requests: AsyncIterator[c.AttachRequest]) -> AsyncIterator[s.TunnelFrame]:
+        return self._streams.attach(requests)
+
+    def copy(self, requests: AsyncIterator[c.CopyRequest]) -> AsyncIterator[s.TunnelFrame]:
+        return self._streams.copy(requests)
+
+    async def top(self, request: c.TopRequest) -> c.TopResponse:
+        await self._store.readable()
+        return await self._top.top(request)
 
     def load_image(self, requests: AsyncIterator[c.LoadImageRequest]) -> AsyncIterator[c.LoadImageResponse]:
         return self._images.load(requests)

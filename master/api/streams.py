@@ -1,10 +1,10 @@
-"""Logs and Exec: a pod is found, its node's agent opens a tunnel, frames are passed on both ways."""
+"""Logs, Exec, Attach and Copy: a pod is found, its node's agent opens a tunnel, frames are passed on both ways."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from shoal.master.api import admission
 from shoal.master.api.faults import Invalid
@@ -15,6 +15,7 @@ from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 FRAME_BYTES = 64 << 10
+Framed: TypeAlias = c.ExecRequest | c.AttachRequest | c.CopyRequest
 
 
 class Pipe(Protocol):
@@ -52,20 +53,43 @@ class Streams:
             tunnel.close()
 
     async def exec(self, requests: AsyncIterator[c.ExecRequest]) -> AsyncIterator[s.TunnelFrame]:
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "start":
-            raise Invalid("the first message of Exec must be its start")
-        pod = self._pod(first.start.pod)
-        options = s.ExecOpen()
-        options.CopyFrom(first.start.options)
+        first = await _start(requests, "Exec")
+        pod, options = self._pod(first.pod), s.ExecOpen()
+        options.CopyFrom(first.options)
         options.pod_uid = pod.metadata.uid
         options.container = choose_container(pod, options.container)
         if not options.command:
             raise Invalid("which command? Give at least one word after --")
-        tunnel = await self._nodes.open(pod.spec.nodeName, s.Open(exec=options))
+        async for frame in self._both_ways(pod.spec.nodeName, s.Open(exec=options), requests):
+            yield frame
+
+    async def attach(self, requests: AsyncIterator[c.AttachRequest]) -> AsyncIterator[s.TunnelFrame]:
+        first = await _start(requests, "Attach")
+        pod, options = self._pod(first.pod), s.AttachOpen()
+        options.CopyFrom(first.options)
+        options.pod_uid = pod.metadata.uid
+        options.container = choose_container(pod, options.container)
+        async for frame in self._both_ways(pod.spec.nodeName, s.Open(attach=options), requests):
+            yield frame
+
+    async def copy(self, requests: AsyncIterator[c.CopyRequest]) -> AsyncIterator[s.TunnelFrame]:
+        first = await _start(requests, "Copy")
+        pod, options = self._pod(first.pod), s.CopyOpen()
+        options.CopyFrom(first.options)
+        options.pod_uid = pod.metadata.uid
+        options.container = choose_container(pod, options.container)
+        if not options.path.startswith("/"):
+            raise Invalid(f"the path in the container must be absolute, and {options.path!r} is not")
+        async for frame in self._both_ways(pod.spec.nodeName, s.Open(copy=options), requests):
+            yield frame
+
+    async def _both_ways(
+        self, node: str, request: s.Open, requests: AsyncIterator[Framed]
+    ) -> AsyncIterator[s.TunnelFrame]:
+        tunnel = await self._nodes.open(node, request)
         pump = asyncio.ensure_future(_pump(requests, tunnel))
         try:
-            async for frame in frames_of(tunnel, pod.spec.nodeName):
+            async for frame in frames_of(tunnel, node):
                 yield frame
         finally:
             pump.cancel()
@@ -85,8 +109,9 @@ class Streams:
 def choose_container(pod: o.Pod, wanted: str) -> str:
     """The container that is meant. Raises Invalid."""
     names = [container.name for container in pod.spec.containers]
-    if wanted and wanted not in names:
-        raise Invalid(f"pod {pod.metadata.name} has no container {wanted!r}: it has {', '.join(names)}")
+    every = [*(container.name for container in pod.spec.initContainers), *names]
+    if wanted and wanted not in every:
+        raise Invalid(f"pod {pod.metadata.name} has no container {wanted!r}: it has {', '.join(every)}")
     if not wanted and len(names) != 1:
         raise Invalid(f"pod {pod.metadata.name} has several containers, name one: {', '.join(names)}")
     return wanted or names[0]
@@ -101,7 +126,15 @@ async def frames_of(tunnel: Pipe, node: str) -> AsyncIterator[s.TunnelFrame]:
     raise Unavailable(f"the connection to node {node} broke off: the stream is not complete")
 
 
-async def _pump(requests: AsyncIterator[c.ExecRequest], tunnel: Pipe) -> None:
+async def _start(requests: AsyncIterator[Framed], verb: str) -> Any:
+    """The start of a call whose client streams too. Raises Invalid."""
+    first = await anext(requests, None)
+    if first is None or first.WhichOneof("message") != "start":
+        raise Invalid(f"the first message of {verb} must be its start")
+    return first.start
+
+
+async def _pump(requests: AsyncIterator[Framed], tunnel: Pipe) -> None:
     try:
         async for request in requests:
             if request.WhichOneof("message") == "frame":

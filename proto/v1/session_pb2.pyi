@@ -871,6 +871,7 @@ class LogsOpen(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
     LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     pod_uid: _builtins.str
     container: _builtins.str
     follow: _builtins.bool
@@ -880,6 +881,10 @@ class LogsOpen(_message.Message):
     limit_bytes: _builtins.int
     @_builtins.property
     def since(self) -> _objects_pb2.Time: ...
+    @_builtins.property
+    def resume(self) -> Global___LogPosition:
+        """go on from there, with the same other options; tail_lines is not looked at then"""
+
     def __init__(
         self,
         *,
@@ -891,10 +896,11 @@ class LogsOpen(_message.Message):
         since: _objects_pb2.Time | None = ...,
         timestamps: _builtins.bool = ...,
         limit_bytes: _builtins.int | None = ...,
+        resume: Global___LogPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_since", b"_since", "_tail_lines", b"_tail_lines", "limit_bytes", b"limit_bytes", "since", b"since", "tail_lines", b"tail_lines"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_since", b"_since", "_tail_lines", b"_tail_lines", "limit_bytes", b"limit_bytes", "resume", b"resume", "since", b"since", "tail_lines", b"tail_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_since", b"_since", "_tail_lines", b"_tail_lines", "container", b"container", "follow", b"follow", "limit_bytes", b"limit_bytes", "pod_uid", b"pod_uid", "previous", b"previous", "since", b"since", "tail_lines", b"tail_lines", "timestamps", b"timestamps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_since", b"_since", "_tail_lines", b"_tail_lines", "container", b"container", "follow", b"follow", "limit_bytes", b"limit_bytes", "pod_uid", b"pod_uid", "previous", b"previous", "resume", b"resume", "since", b"since", "tail_lines", b"tail_lines", "timestamps", b"timestamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit_bytes: _TypeAlias = _typing.Literal["limit_bytes"]  # noqa: Y015
     _WhichOneofArgType__limit_bytes: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes"]  # noqa: Y015
@@ -910,6 +916,44 @@ class LogsOpen(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_lines) -> _WhichOneofReturnType__tail_lines | None: ...
 
 Global___LogsOpen: _TypeAlias = LogsOpen  # noqa: Y015
+
+@_typing.final
+class LogPosition(_message.Message):
+    """Where a log's reader is, so that another call goes on without losing or doubling a byte. The agent's own words: the
+    client adds what it has got since to skip_bytes, and gives it back.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SKIP_BYTES_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    file: _builtins.str
+    """its identity and first bytes tell one file of the log from another; empty: none was there"""
+    head: _builtins.bytes
+    offset: _builtins.int
+    """in the file, at the begin of a line"""
+    skip_bytes: _builtins.int
+    """of the text that follows from there"""
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        file: _builtins.str = ...,
+        head: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
+        skip_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "file", b"file", "head", b"head", "offset", b"offset", "skip_bytes", b"skip_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogPosition: _TypeAlias = LogPosition  # noqa: Y015
 
 @_typing.final
 class ExecOpen(_message.Message):
@@ -1305,6 +1349,7 @@ class TunnelFrame(_message.Message):
     RESIZE_FIELD_NUMBER: _builtins.int
     CLOSE_INPUT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """stdin down; stdout or log bytes up; archive bytes down. At most 64 KiB"""
     stderr: _builtins.bytes
@@ -1318,6 +1363,10 @@ class TunnelFrame(_message.Message):
     def end(self) -> Global___TunnelEnd: ...
     @_builtins.property
     def resize(self) -> Global___TerminalSize: ...
+    @_builtins.property
+    def position(self) -> Global___LogPosition:
+        """of a log, after this frame's data"""
+
     def __init__(
         self,
         *,
@@ -1328,10 +1377,11 @@ class TunnelFrame(_message.Message):
         resize: Global___TerminalSize | None = ...,
         close_input: _builtins.bool = ...,
         progress: _builtins.str = ...,
+        position: Global___LogPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["close_input", b"close_input", "data", b"data", "end", b"end", "frame", b"frame", "hello", b"hello", "progress", b"progress", "resize", b"resize", "stderr", b"stderr"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_input", b"close_input", "data", b"data", "end", b"end", "frame", b"frame", "hello", b"hello", "position", b"position", "progress", b"progress", "resize", b"resize", "stderr", b"stderr"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_input", b"close_input", "data", b"data", "end", b"end", "frame", b"frame", "hello", b"hello", "progress", b"progress", "resize", b"resize", "stderr", b"stderr"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_input", b"close_input", "data", b"data", "end", b"end", "frame", b"frame", "hello", b"hello", "position", b"position", "progress", b"progress", "resize", b"resize", "stderr", b"stderr"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "data", "stderr", "end", "resize", "close_input", "progress"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015

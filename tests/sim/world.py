@@ -14,7 +14,7 @@ from shoal.agent.core import Agent, AgentConfig, AgentPorts
 from shoal.agent.images.fake import FakeImages
 from shoal.agent.images.port import ImageConfig
 from shoal.agent.logs import MemoryLogFiles
-from shoal.agent.machine import Capacity, MachineInfo
+from shoal.agent.machine import Capacity, MachineInfo, MachineUsage
 from shoal.agent.network.fake import FakeNetwork
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
@@ -47,6 +47,9 @@ class FakeMachine:
 
     def capacity(self) -> Capacity:
         return Capacity(self._milli_cpu, 1024 * MIB, 20, 1024 * MIB)
+
+    def usage(self) -> MachineUsage:
+        return MachineUsage(0.0, 0)
 
     def info(self) -> MachineInfo:
         return MachineInfo(f"machine-{self.name}", f"{self.name}-boot-{self.boots}", "6", "sim", "amd64", self.name)

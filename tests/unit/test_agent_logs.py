@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shoal.agent.logs import CHUNK, MAX_LINE, DiskLogFiles, LogFiles, LogOptions, MemoryLogFiles, parse_stamp, read_logs
+from shoal.agent.logs import (
+    CHUNK,
+    MAX_LINE,
+    DiskLogFiles,
+    LogFiles,
+    LogOptions,
+    MemoryLogFiles,
+    PositionLost,
+    parse_stamp,
+    read_logs,
+)
 
 T0 = "2026-01-02T03:04:05.000000001Z"
 T1 = "2026-01-02T03:04:06Z"
@@ -39,7 +50,7 @@ class Log:
                 os.rename(source, f"{self.path}.{number + 1}")
 
     async def read(self, ended: Callable[[], bool] = lambda: True, **options: object) -> str:
-        pieces = [piece async for piece in read_logs(self.files, self.path, LogOptions(**options), ended)]  # type: ignore[arg-type]
+        pieces = [piece.data async for piece in read_logs(self.files, self.path, LogOptions(**options), ended)]  # type: ignore[arg-type]
         assert all(len(piece) <= CHUNK for piece in pieces)
         return b"".join(pieces).decode()
 
@@ -124,7 +135,7 @@ async def test_follow_goes_on_over_rotations_until_the_end(log: Log) -> None:
 
     async def follow() -> None:
         async for piece in read_logs(log.files, log.path, LogOptions(follow=True), over.is_set):
-            got.append(piece)  # noqa: PERF401 - it is read while it grows
+            got.append(piece.data)  # noqa: PERF401 - it is read while it grows
 
     task = asyncio.create_task(follow())
     expected = "0\n"
@@ -141,6 +152,43 @@ async def test_follow_goes_on_over_rotations_until_the_end(log: Log) -> None:
     over.set()
     await asyncio.wait_for(task, 10)
     assert b"".join(got).decode() == expected + "last words\n"
+
+
+async def test_a_reader_can_go_on_from_any_position(log: Log) -> None:
+    """Wherever it was cut off, also in the midst of a line, of a piece, and after rotations."""
+    text = [f"{T0} stdout F {number} {'x' * 3000}\n" for number in range(20)]
+    text[7:7] = [f"{T0} stdout P begun \n", f"{T0} stderr F between\n", f"{T0} stdout P on \n"]
+    text.append(f"{T0} stdout F ended\n")
+    log.write(*text[:12], raw=True)
+    log.rotate()
+    log.write(*text[12:], raw=True)
+    whole = (await log.read()).encode()
+    pieces = [piece async for piece in read_logs(log.files, log.path, LogOptions(), lambda: True)]
+    assert pieces[0].data == b"" and pieces[-1].position is not None
+    got, place, since = b"", None, 0
+    for piece in pieces:
+        got += piece.data
+        since += len(piece.data)
+        if piece.position is not None:
+            place, since = piece.position, 0
+        assert place is not None
+        options = LogOptions(resume=replace(place, skip=place.skip + since))
+        rest = [more.data async for more in read_logs(log.files, log.path, options, lambda: True)]
+        assert got + b"".join(rest) == whole
+    assert place is not None
+    for skipped in (1, 5, 4000):
+        options = LogOptions(resume=replace(pieces[0].position or place, skip=skipped))
+        rest = [more.data async for more in read_logs(log.files, log.path, options, lambda: True)]
+        assert b"".join(rest) == whole[skipped:]
+
+
+async def test_a_file_that_took_anothers_identity_is_not_taken_for_it(log: Log) -> None:
+    log.write("first")
+    [*_, last] = [piece async for piece in read_logs(log.files, log.path, LogOptions(), lambda: True)]
+    assert last.position is not None
+    options = LogOptions(resume=replace(last.position, head=b"another first line"))
+    with pytest.raises(PositionLost):
+        [piece async for piece in read_logs(log.files, log.path, options, lambda: True)]
 
 
 async def test_follow_begins_before_the_first_line(log: Log) -> None:

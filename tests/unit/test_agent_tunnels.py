@@ -71,19 +71,91 @@ async def test_b14_logs_of_this_run_and_of_the_one_before(world: World) -> None:
 
 
 @scenario
-async def test_followed_logs_end_with_the_container(world: World) -> None:
-    async with world.running():
+async def test_followed_logs_go_on_over_restarts_and_end_with_the_pod(world: World) -> None:
+    async with world.running() as agent:
         pipe = await begin(world)
         write(world, 0, "one")
-        tunnel = await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, follow=True))
-        await tunnel.wait("data")
-        write(world, 0, "two")
-        await until(lambda: b"".join(tunnel.of("data")) == b"one\ntwo\n")
+        tunnel = await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, follow=True, tail_lines=1))
+        await until(lambda: b"".join(tunnel.of("data")) == b"one\n")
+        write(world, 0, "two", "last")
+        facts = agent.worker.machines[UID].container("app")
+        assert facts is not None
+        for attempt in (1, 2):
+            world.runtime.crash(ContainerID(UID, "app", attempt - 1))
+            await until(lambda n=attempt: facts.live and facts.restarts == n)  # type: ignore[misc]
+            write(world, attempt, f"begin {attempt}", f"end {attempt}")
+        await until(lambda: b"end 2" in b"".join(tunnel.of("data")))
         assert not tunnel.of("end")
-        write(world, 0, "last")
+        pipe.put(world.master.change(remove=(UID,)))
+        data, end = await answer(tunnel)
+        assert data == b"one\ntwo\nlast\nbegin 1\nend 1\nbegin 2\nend 2\n"
+        assert end.error == ""
+
+
+@scenario
+async def test_followed_logs_end_with_a_container_that_is_not_restarted(world: World) -> None:
+    async with world.running():
+        pipe = await world.master.welcomed(-1, make_pod(policy="Never", containers=("app", "other")))
+        await world.reports(pipe, UID, is_running)
+        write(world, 0, "one")
+        tunnel = await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, container="app", follow=True))
+        await tunnel.wait("data")
         world.runtime.crash(ContainerID(UID, "app", 0))
         data, _ = await answer(tunnel)
-        assert data == b"one\ntwo\nlast\n"
+        assert data == b"one\n"
+
+
+@scenario
+async def test_a_follower_that_was_cut_off_goes_on_where_it_was(world: World) -> None:
+    """Across a restart of the container meanwhile, from the position that came last."""
+    async with world.running() as agent:
+        pipe = await begin(world)
+        write(world, 0, *(str(number) for number in range(5)))
+        first = await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, follow=True, tail_lines=2))
+        await until(lambda: b"".join(first.of("data")) == b"3\n4\n")
+        place = first.got[-1].position
+        first.cut()
+        write(world, 0, "5")
+        facts = agent.worker.machines[UID].container("app")
+        assert facts is not None
+        world.runtime.crash(ContainerID(UID, "app", 0))
+        await until(lambda: facts.live and facts.restarts == 1)
+        write(world, 1, "6")
+        request = s.LogsOpen(pod_uid=UID, follow=True, tail_lines=2, resume=place)
+        second = await ask(world, pipe, logs=request)
+        await until(lambda: b"6" in b"".join(second.of("data")))
+        assert b"".join(second.of("data")) == b"5\n6\n"
+
+
+@scenario
+async def test_a_log_that_was_rotated_away_is_said_to_have_gaps(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        write(world, 0, "here")
+        place = s.LogPosition(file="gone", head=b"x", offset=7)
+        tunnel = await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, resume=place))
+        data, _ = await answer(tunnel)
+        assert data == b"here\n" and "may be missing" in tunnel.of("progress")[0]
+
+
+@scenario
+async def test_limit_bytes_ends_a_log(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        write(world, 0, "abcdef", "ghi")
+        for limit, text in ((3, b"abc"), (7, b"abcdef\n"), (100, b"abcdef\nghi\n")):
+            data, _ = await answer(await ask(world, pipe, logs=s.LogsOpen(pod_uid=UID, limit_bytes=limit)))
+            assert data == text
+
+
+@scenario
+async def test_usage_is_a_rate_between_two_samples(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        data, _ = await answer(await ask(world, pipe, usage=s.UsageOpen()))
+        report = s.UsageReport.FromString(data)
+        assert abs(report.node_cpu_cores - 0.5) < 0.01 and report.node_memory_bytes == 1 << 30
+        assert [(each.pod_uid, each.container) for each in report.containers] == [(UID, "app")]
 
 
 @scenario
