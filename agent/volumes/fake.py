@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shoal.agent.volumes.port import Prepared, VolumeFault, VolumeSpec
+from shoal.agent.volumes.port import EmptyDir, Prepared, VolumeFault, VolumeSpec
 
 
 class FakeVolumes:
@@ -15,6 +15,7 @@ class FakeVolumes:
         self.pods: dict[str, dict[str, VolumeSpec]] = {}
         self.updates: list[tuple[str, VolumeSpec]] = []
         self.removed: list[str] = []
+        self.used: dict[tuple[str, str], int] = {}  # pod uid and volume: bytes, as a test says
 
     async def prepare(self, pod_uid: str, specs: Sequence[VolumeSpec]) -> Mapping[str, Prepared]:
         if self.full:
@@ -35,7 +36,9 @@ class FakeVolumes:
         return list(self.pods)
 
     async def usage(self, pod_uid: str) -> Mapping[str, int]:
-        return dict.fromkeys(self.pods.get(pod_uid, {}), 0)
+        specs = self.pods.get(pod_uid, {}).values()
+        on_disk = [one.name for one in specs if isinstance(one.source, EmptyDir) and not one.source.memory]
+        return {name: self.used.get((pod_uid, name), 0) for name in on_disk}
 
     async def remove_local(self, name: str) -> None:
         self.removed.append(name)
