@@ -45,13 +45,14 @@ from shoal.agent.runtime.port import RuntimeFault, RuntimeGone
 from shoal.agent.runtime.settings import SettingsError
 from shoal.agent.spawn import settings_of
 from shoal.agent.state import DiskState, StateFault
-from shoal.agent.volumes.fake import FakeVolumes
+from shoal.agent.volumes.disk import DiskVolumes
+from shoal.agent.volumes.port import VolumeFault
 from shoal.proto import logs
 
 log = logging.getLogger("shoal.agent")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 # What a machine can be at fault with: a message says what, and no trace of ours helps.
-FAULTS = (StateFault, RuntimeFault, ImageFault, NetworkFault, CgroupError, seccomp.ProfileError, OSError)
+FAULTS = (StateFault, RuntimeFault, ImageFault, NetworkFault, VolumeFault, CgroupError, seccomp.ProfileError, OSError)
 RESOLVED = Path("/run/systemd/resolve/resolv.conf")
 FIRST_CONTACT_S = 15.0  # with the spawner; afterwards the agent goes on and tries again
 
@@ -154,6 +155,8 @@ async def serve(config: Config) -> None:
         network = LinuxNetwork(config.data / "network", config.uplink or None)
         stack.callback(network.close)
         state = DiskState(config.data / "state")
+        volumes = await DiskVolumes.open(config.data, config.run)
+        stack.push_async_callback(volumes.close)
         durations = Durations()
         rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
         prober = LiveProber(runtime, time.time, rng, health=health.check, meter=durations)
@@ -168,7 +171,7 @@ async def serve(config: Config) -> None:
             state,
             DiskLogFiles(),
             connector,
-            FakeVolumes(),
+            volumes,
             prober,
             LiveHooks(runtime),
             MemoryObjects(),
