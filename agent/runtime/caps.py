@@ -29,7 +29,7 @@ DEFAULT = frozenset([
 
 
 class UnknownCapability(ValueError):
-    """A name that is no capability; the message names the nearest way to write it."""
+    """A name that is no capability (the message names the nearest way to write it), or one that cannot be given."""
 
 
 def number(name: str) -> int:
@@ -45,12 +45,28 @@ def mask(names: Iterable[str]) -> int:
     return sum({1 << number(name) for name in names})
 
 
-def after_drop(drop: Iterable[str]) -> int:
-    """The bit mask of the default set without `drop`; ALL drops everything. Raises UnknownCapability."""
-    names = list(drop)
-    if any(name.upper() == "ALL" for name in names):
-        return 0
-    return mask(DEFAULT) & ~mask(names)
+def chosen(add: Iterable[str], drop: Iterable[str], own: int) -> int:
+    """The bit mask of the default set with `add` and without `drop`, single names after ALL (containerd's order).
+    `own`: what this node can give; ALL is that. Raises UnknownCapability."""
+    added, dropped = [name.upper() for name in add], [name.upper() for name in drop]
+    kept = own if "ALL" in added else mask(DEFAULT)
+    if "ALL" in dropped:
+        kept = 0
+    wanted = mask(name for name in added if name != "ALL")
+    if wanted & ~own:
+        lacking = ", ".join(name for name in NAMES if (wanted & ~own) >> NUMBERS[name] & 1)
+        raise UnknownCapability(f"this node lacks {lacking} itself and cannot give it")
+    return (kept | wanted) & own & ~mask(name for name in dropped if name != "ALL")
+
+
+def possible() -> int:
+    """What the calling process may give: its permitted and bounding sets (proc(5))."""
+    found = -1
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(("CapPrm:", "CapBnd:")):
+                found &= int(line.split()[1], 16)
+    return found
 
 
 def bound(keep: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import struct
 
 from shoal.agent.runtime import syscalls
@@ -35,6 +36,30 @@ _PROG_TYPE_CGROUP_DEVICE = 15
 _ATTACH_CGROUP_DEVICE = 6
 _ALLOW_MULTI = 2
 _ATTRIBUTE_BYTES = 128  # the kernel takes a larger, zero-filled attribute
+
+
+# Of a node's /dev: mounts and links of its own, and what a container has already.
+NOT_GIVEN = frozenset({"pts", "shm", "mqueue", "hugepages", "fd", "console", "char", "block", "ptmx"})
+MAX_DEVICES = 4096
+
+
+def of_node(root: str = "/dev") -> list[tuple[str, int, int]]:
+    """What a privileged container gets: (path below /dev, mode, device number), folders before what lies in them."""
+    found: list[tuple[str, int, int]] = []
+    waiting = [""]
+    while waiting and len(found) < MAX_DEVICES:
+        folder = waiting.pop()
+        for name in sorted(os.listdir(f"{root}/{folder}")):
+            path = f"{folder}/{name}".lstrip("/")
+            status = os.lstat(f"{root}/{path}")
+            if path in NOT_GIVEN or (os.path.ismount(f"{root}/{path}") and stat.S_ISDIR(status.st_mode)):
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append(path)
+            elif not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+                continue
+            found.append((path, status.st_mode, status.st_rdev))
+    return found
 
 
 def v1_rules() -> list[str]:

@@ -76,6 +76,7 @@ class Job:
         self.run_as_user: int | None = None
         self.run_as_group: int | None = None
         self.non_root = False
+        self.groups: list[int] = []  # besides those of the image
         self.capabilities = 0
         self.no_new_privs = False
         self.seccomp = b""
@@ -176,8 +177,8 @@ def _streams(job: Job) -> None:
     """Pipes and terminals become the user's, or /dev/stdout could not be opened; the host's null device is replaced."""
     own_null = -1
     if any(mounts.is_null(fd) for fd in job.streams):
-        dev = mounts.make_folder(job.context.root, b"dev", mounts.STRICT)
-        own_null = mounts.open_null(dev)
+        dev = job.context.mounts.get("dev", -1)  # also when a volume lies over it
+        own_null = mounts.open_null(dev if dev >= 0 else mounts.make_folder(job.context.root, b"dev", mounts.STRICT))
     copies = []
     for fd in job.streams:
         source = own_null if mounts.is_null(fd) else fd
@@ -232,17 +233,18 @@ def _limit(kind: int, soft: int, hard: int) -> None:
 def _privileges(job: Job) -> None:
     """Without no_new_privs the filter needs CAP_SYS_ADMIN, so it comes first; with it, last."""
     caps.bound(job.capabilities)
-    if not job.no_new_privs:
+    if job.seccomp and not job.no_new_privs:
         syscalls.load_seccomp(job.seccomp)
     identity = job.identity
-    os.setgroups(identity.groups)
+    os.setgroups(sorted({*identity.groups, *job.groups}))
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)
     own = job.capabilities if identity.uid == 0 else 0
     syscalls.capset(own, own, 0)
     if job.no_new_privs:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        syscalls.load_seccomp(job.seccomp)
+        if job.seccomp:
+            syscalls.load_seccomp(job.seccomp)
 
 
 def _execute(job: Job) -> None:

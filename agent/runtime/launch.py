@@ -15,7 +15,7 @@ from shoal.agent.runtime import init, mounts, namespaces, syscalls
 from shoal.agent.runtime.cgroups import Cgroups
 from shoal.agent.runtime.explain import LaunchError as LaunchError
 from shoal.agent.runtime.explain import as_launch_error, explain
-from shoal.agent.runtime.prepare import clean, limits, make_job, prepare_work
+from shoal.agent.runtime.prepare import clean, limits, make_job, make_plan
 from shoal.agent.runtime.trees import delete_tree
 
 TYPE_CHECKING = False
@@ -61,18 +61,11 @@ def launch(
         raise LaunchError("CreateContainerError", f"this run has been started already: processes live in {path}")
     try:
         job = make_job(spec, spec["argv"], (stdin, stdout, stderr), seccomp_bpf, terminal)
-        files = prepare_work(spec, work)
-        job.plan = mounts.container_plan(
-            work=os.path.abspath(work),
-            layers=len(spec["layers"]),
-            files=files,
-            cwd=clean(spec["cwd"]),
-            read_only_root=bool(spec["read_only_root"]),
-            cgroup_views=cgroups.views(path),
-        )
+        job.plan = make_plan(spec, work, sandbox, cgroups.views(path))
         cgroups.create(path)
         cgroups.limit(path, limits(spec), group_oom=True)
-        cgroups.allow_devices(path)
+        if not spec.get("privileged"):
+            cgroups.allow_devices(path)
         with _doors(job, cgroups, path), _sandbox(job, sandbox):
             return _start(job, syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS, cgroups, path)
     except BaseException as error:

@@ -29,6 +29,7 @@ STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 LOCKED = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 MAX_LAYERS = 500  # overlayfs' own limit; 500 short names still fit mount(2)'s page of options
 SHM_BYTES = 64 << 20
+TERMINATION = "termination"  # below a run's work folder: what the container says at its end
 # Redirects and metacopies in an image's layers would be followed by name: off. Volatile: no instance outlives a boot.
 OVERLAY_OPTIONS = b"volatile,redirect_dir=nofollow,metacopy=off,index=off"
 NULL_DEVICE = (1, 3)
@@ -50,14 +51,15 @@ READ_ONLY = {"proc": "bus fs irq sys sysrq-trigger"}
 
 
 class Context:
-    """Descriptors that the steps hand on: the root, mounts by name, the working folder."""
+    """Descriptors that the steps hand on: the root, mounts by name, opened sources by target, the working folder."""
 
-    __slots__ = ("cwd", "mounts", "root")
+    __slots__ = ("cwd", "mounts", "root", "sources")
 
     def __init__(self) -> None:
         self.root = -1
         self.cwd = -1
         self.mounts: dict[str, int] = {}
+        self.sources: dict[str, int] = {}
 
 
 class Step:
@@ -83,9 +85,10 @@ class Detach(Step):
 class Overlay(Step):
     """Mounts `layers` links of `work` with its fresh upper folder; all names are short and relative to `work`."""
 
-    def __init__(self, work: str, layers: int) -> None:
+    def __init__(self, work: str, layers: int, *, devices: bool = False) -> None:
         self.work = work
         self.layers = layers
+        self.flags = 0 if devices else syscalls.MS_NODEV
 
     def options(self) -> bytes:
         """overlayfs wants the topmost layer first."""
@@ -97,7 +100,7 @@ class Overlay(Step):
 
     def run(self, context: Context) -> None:
         os.chdir(self.work)
-        syscalls.mount(b"overlay", b"merged", b"overlay", syscalls.MS_NODEV, self.options())
+        syscalls.mount(b"overlay", b"merged", b"overlay", self.flags, self.options())
         context.root = syscalls.openat2(
             syscalls.AT_FDCWD, b"merged", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, RESOLVE_BENEATH
         )
@@ -138,19 +141,41 @@ class Devices(Step):
             os.symlink(target, name, dir_fd=dev)
 
 
-class CgroupView(Step):
-    """Shows the container its own cgroup of one hierarchy, read-only."""
+class HostDevices(Step):
+    """The node's own devices beside them: (path below /dev, mode, device number), parents before children."""
 
-    def __init__(self, name: str, folder: str) -> None:
+    def __init__(self, devices: Sequence[tuple[str, int, int]]) -> None:
+        self.devices = devices
+
+    def describe(self) -> str:
+        return "make the node's devices in /dev"
+
+    def run(self, context: Context) -> None:
+        dev = context.mounts["dev"]
+        for path, mode, number in self.devices:
+            try:
+                if stat.S_ISDIR(mode):
+                    os.mkdir(path, mode & 0o777, dir_fd=dev)
+                else:
+                    os.mknod(path, mode, number, dir_fd=dev)
+            except FileExistsError:
+                pass  # one of the harmless ones
+
+
+class CgroupView(Step):
+    """Shows the container its own cgroup of one hierarchy, read-only unless told otherwise."""
+
+    def __init__(self, name: str, folder: str, attributes: int) -> None:
         self.name = name
         self.folder = os.fsencode(folder)
+        self.attributes = attributes
 
     def describe(self) -> str:
         return f"show {os.fsdecode(self.folder)} below /sys/fs/cgroup"
 
     def run(self, context: Context) -> None:
         mount = syscalls.open_tree(syscalls.AT_FDCWD, self.folder, syscalls.OPEN_TREE_CLONE)
-        syscalls.mount_setattr(mount, MOUNT_ATTR_RDONLY | LOCKED)
+        syscalls.mount_setattr(mount, self.attributes)
         path = b"sys/fs/cgroup/" + os.fsencode(self.name)
         target = make_folder(context.root, path.rstrip(b"/"), STRICT)
         syscalls.move_mount(mount, target)
@@ -217,7 +242,8 @@ class Freeze(Step):
 
 
 class File(Step):
-    """Binds a managed file over a path of the image. Links are followed inside the root; a dangling one is replaced."""
+    """Binds a managed file over a path of the image. Links are followed inside the root; a dangling one is replaced.
+    A read-only volume that lacks the file stays as it is."""
 
     def __init__(self, source: str, path: str, attributes: int) -> None:
         self.source = os.fsencode(source)
@@ -230,7 +256,12 @@ class File(Step):
     def run(self, context: Context) -> None:
         copy = syscalls.open_tree(syscalls.AT_FDCWD, self.source, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(copy, self.attributes)
-        target = make_file(context.root, self.path)
+        try:
+            target = make_file(context.root, self.path)
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                return
+            raise
         syscalls.move_mount(copy, target)
         os.close(target)
         os.close(copy)
@@ -262,47 +293,61 @@ class Enter(Step):
         os.chdir("/")
 
 
-def container_plan(
-    *,
-    work: str,
-    layers: int,
-    files: Sequence[tuple[str, str]],
-    cwd: str,
-    read_only_root: bool,
-    cgroup_views: Sequence[tuple[str, str]],
-) -> list[Step]:
-    """All steps but Enter. `files` are (file below `work`, path in the container)."""
-    plan: list[Step] = [Detach(), Overlay(work, layers)]
-    plan += _kernel_file_systems(cgroup_views)
-    plan += [Cover(mount, path) for mount, paths in MASKED.items() for path in paths.split()]
-    plan += [Protect(mount, path) for mount, paths in READ_ONLY.items() for path in paths.split()]
-    attributes = LOCKED | (MOUNT_ATTR_RDONLY if read_only_root else 0)
-    plan += [File(source, path.strip("/"), attributes) for source, path in files]
-    plan.append(WorkingFolder(cwd.strip("/")))
-    if read_only_root:
-        plan.append(Freeze(""))
-    return plan
+class Plan:
+    """What a container's file system is made of. `files` are (file below `work`, path in the container)."""
 
+    def __init__(self, *, work: str, layers: int, cwd: str) -> None:
+        self.work, self.layers, self.cwd = work, layers, cwd
+        self.files: Sequence[tuple[str, str]] = ()
+        self.read_only_root = False
+        self.cgroup_views: Sequence[tuple[str, str]] = ()
+        self.sources: Sequence[Step] = ()  # open what lies on the node, before anything else
+        self.attached: Sequence[Step] = ()  # put it into the container
+        self.termination = ""  # where the file `TERMINATION` below `work` is bound
+        self.pod_shm = False  # a source brings /dev/shm
+        self.host_devices: Sequence[tuple[str, int, int]] | None = None  # None: an ordinary container
 
-def _kernel_file_systems(cgroup_views: Sequence[tuple[str, str]]) -> list[Step]:
-    """/proc, /dev with what lies in it, and /sys with the container's own cgroups."""
-    quiet = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
-    plan: list[Step] = [
-        Fresh("proc", "proc", "proc", {}, LOCKED),
-        Fresh("dev", "tmpfs", "dev", {"mode": "755", "size": "64k"}, quiet),
-        Devices(),
-        Fresh("pts", "devpts", "dev/pts", {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "gid": "5"}, quiet),
-        Fresh("shm", "tmpfs", "dev/shm", {"mode": "1777", "size": str(SHM_BYTES)}, LOCKED),
-        Fresh("mqueue", "mqueue", "dev/mqueue", {}, LOCKED),
-        Fresh("sys", "sysfs", "sys", {}, LOCKED | MOUNT_ATTR_RDONLY),
-    ]
-    split = any(name for name, _ in cgroup_views)
-    if split:
-        plan.append(Fresh("sys/fs/cgroup", "tmpfs", "sys/fs/cgroup", {"mode": "755", "size": "64k"}, LOCKED))
-    plan += [CgroupView(name, folder) for name, folder in cgroup_views]
-    if split:
-        plan.append(Freeze("sys/fs/cgroup"))
-    return plan
+    def steps(self) -> list[Step]:
+        """All steps but Enter."""
+        privileged = self.host_devices is not None
+        plan = [*self.sources, Detach(), Overlay(self.work, self.layers, devices=privileged)]
+        plan += self._kernel_file_systems(privileged)
+        if not privileged:
+            plan += [Cover(mount, path) for mount, paths in MASKED.items() for path in paths.split()]
+            plan += [Protect(mount, path) for mount, paths in READ_ONLY.items() for path in paths.split()]
+        plan += self.attached
+        attributes = LOCKED | (MOUNT_ATTR_RDONLY if self.read_only_root else 0)
+        plan += [File(source, path.strip("/"), attributes) for source, path in self.files]
+        if self.termination:
+            plan.append(File(TERMINATION, self.termination.strip("/"), LOCKED))
+        plan.append(WorkingFolder(self.cwd.strip("/")))
+        if self.read_only_root:
+            plan.append(Freeze(""))
+        return plan
+
+    def _kernel_file_systems(self, privileged: bool) -> list[Step]:
+        """/proc, /dev with what lies in it, and /sys with the container's own cgroups."""
+        quiet = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+        system = LOCKED | (0 if privileged else MOUNT_ATTR_RDONLY)
+        terminals = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "gid": "5"}
+        plan: list[Step] = [
+            Fresh("proc", "proc", "proc", {}, LOCKED),
+            Fresh("dev", "tmpfs", "dev", {"mode": "755", "size": "64k"}, quiet),
+            Devices(),
+            *([HostDevices(self.host_devices)] if self.host_devices else []),
+            Fresh("pts", "devpts", "dev/pts", terminals, quiet),
+            Fresh("mqueue", "mqueue", "dev/mqueue", {}, LOCKED),
+            Fresh("sys", "sysfs", "sys", {}, system),
+        ]
+        if not self.pod_shm:
+            plan.append(Fresh("shm", "tmpfs", "dev/shm", {"mode": "1777", "size": str(SHM_BYTES)}, LOCKED))
+        split = any(name for name, _ in self.cgroup_views)
+        if split:
+            plan.append(Fresh("sys/fs/cgroup", "tmpfs", "sys/fs/cgroup", {"mode": "755", "size": "64k"}, LOCKED))
+        plan += [CgroupView(name, folder, system) for name, folder in self.cgroup_views]
+        if split and not privileged:
+            plan.append(Freeze("sys/fs/cgroup"))
+        return plan
 
 
 def open_existing(fd: int, path: bytes) -> int:
@@ -317,17 +362,17 @@ def open_existing(fd: int, path: bytes) -> int:
         raise
 
 
-def make_folder(root: int, path: bytes, resolve: int) -> int:
-    """A descriptor of the folder, made (0755) with its parents where missing. Raises OSError."""
+def make_folder(root: int, path: bytes, resolve: int, mode: int = 0o755) -> int:
+    """A descriptor of the folder, made with its parents where missing. Raises OSError."""
     try:
         return syscalls.openat2(root, path, os.O_PATH | os.O_DIRECTORY, resolve)
     except FileNotFoundError:
         parent, _, name = path.rpartition(b"/")
         if not name:
             raise
-    above = make_folder(root, parent or b".", resolve)
+    above = make_folder(root, parent or b".", resolve, mode)
     try:
-        os.mkdir(name, 0o755, dir_fd=above)
+        os.mkdir(name, mode, dir_fd=above)
     except FileExistsError:
         pass  # a dangling link: the next look says so
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from shoal.agent.runtime import caps, init, mounts
+from shoal.agent.runtime import binds, caps, devices, init, mounts, users
 from shoal.agent.runtime.explain import LaunchError
 from shoal.agent.runtime.trees import delete_tree
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Spec = Mapping[str, Any]  # the JSON form of port.ContainerSpec
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+UNCONFINED = "unconfined"
 DEFAULT_TERM = "xterm"  # of a command on a terminal
 
 
@@ -29,13 +30,37 @@ def prepare_work(spec: Spec, work: str) -> list[tuple[str, str]]:
         if not os.path.isdir(layer):
             raise LaunchError("CreateContainerError", f"the image's layer {layer} is missing; load the image again")
     delete_tree(work)  # an upper folder is never used twice
-    for folder in ("l", "upper", "work", "merged", "files"):
+    for folder in ("l", "upper", "work", "merged", "files"):  # by short names: see mounts.Overlay
         os.makedirs(f"{work}/{folder}", mode=0o711 if folder == "merged" else 0o700)
     os.chmod(f"{work}/upper", 0o755)  # the upper's own mode is the root folder's
     _copy_root_mode(layers[-1], f"{work}/upper")
     for number, layer in enumerate(layers):
         os.symlink(layer, f"{work}/l/{number}")
+    if spec.get("termination_path"):
+        _make_file(f"{work}/{mounts.TERMINATION}", b"", 0o666)
     return [_write_file(work, number, *item) for number, item in enumerate(sorted(spec["files"].items()))]
+
+
+def make_plan(spec: Spec, work: str, sandbox: str, views: Sequence[tuple[str, str]]) -> list[mounts.Step]:
+    """Fills `work` and says how the container's file system is built from it. Raises LaunchError."""
+    privileged = bool(spec.get("privileged"))
+    try:
+        wanted = binds.checked(spec.get("mounts") or (), privileged=privileged)
+    except binds.BadMount as error:
+        raise LaunchError("CreateContainerConfigError", f"volumeMounts: {error}") from error
+    taken = {bind.target for bind in wanted}
+    if "/dev/shm" not in taken and os.path.ismount(f"{sandbox}/shm"):
+        wanted.insert(0, binds.Bind({"source": f"{sandbox}/shm", "target": "/dev/shm"}, privileged=True))
+    plan = mounts.Plan(work=os.path.abspath(work), layers=len(spec["layers"]), cwd=clean(spec["cwd"]))
+    plan.files = [(name, target) for name, target in prepare_work(spec, work) if target not in taken]
+    plan.sources = [binds.OpenSource(bind) for bind in wanted]
+    plan.attached = [binds.Attach(bind) for bind in wanted]
+    plan.pod_shm = any(bind.target == "/dev/shm" for bind in wanted)
+    termination = clean(spec.get("termination_path") or "")
+    plan.termination = "" if termination in taken | {"/"} else termination
+    plan.read_only_root, plan.cgroup_views = bool(spec["read_only_root"]), views
+    plan.host_devices = devices.of_node() if privileged else None
+    return plan.steps()
 
 
 def _copy_root_mode(top: str, upper: str) -> None:
@@ -47,11 +72,15 @@ def _copy_root_mode(top: str, upper: str) -> None:
 
 def _write_file(work: str, number: int, target: str, content: str) -> tuple[str, str]:
     name = f"files/{number}"
-    fd = os.open(f"{work}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content.encode())
-        os.fchmod(fd, 0o644)
+    _make_file(f"{work}/{name}", content.encode(), 0o644)
     return name, clean(target)
+
+
+def _make_file(path: str, content: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        os.fchmod(fd, mode)
 
 
 def make_job(
@@ -59,7 +88,12 @@ def make_job(
 ) -> init.Job:
     """The spec as the plain bytes and numbers that the child needs. Raises LaunchError for what cannot be passed."""
     env = {**({"TERM": DEFAULT_TERM} if terminal else {}), **spec["env"]}
-    _check(argv, env, spec["user"], seccomp_bpf)
+    privileged = bool(spec.get("privileged"))
+    _check(argv, env, spec["user"])
+    if privileged or spec.get("seccomp") == UNCONFINED:
+        seccomp_bpf = b""
+    elif not seccomp_bpf or len(seccomp_bpf) % 8:
+        raise LaunchError("CreateContainerError", "the seccomp profile is empty or damaged; compile it again")
     folders = env.get("PATH", DEFAULT_PATH).split(":")
     job = init.Job(
         argv=[os.fsencode(word) for word in argv],
@@ -69,16 +103,31 @@ def make_job(
     job.user = os.fsencode(spec["user"])
     job.run_as_user, job.run_as_group = spec["run_as_user"], spec["run_as_group"]
     job.non_root, job.no_new_privs = bool(spec["run_as_non_root"]), bool(spec["no_new_privs"])
-    try:
-        job.capabilities = caps.after_drop(spec["drop_capabilities"])
-    except caps.UnknownCapability as error:
-        raise LaunchError("CreateContainerConfigError", f"capabilities.drop: {error}") from error
+    job.capabilities, job.groups = _capabilities(spec, privileged), _groups(spec)
     job.oom_score_adj = int(limits(spec).get("oom_score_adj") or 0)
     job.seccomp, job.streams, job.terminal = seccomp_bpf, streams, terminal
     return job
 
 
-def _check(argv: Sequence[str], env: Mapping[str, str], user: str, seccomp_bpf: bytes) -> None:
+def _capabilities(spec: Spec, privileged: bool) -> int:
+    add = ["ALL"] if privileged else spec.get("add_capabilities") or ()
+    try:
+        own = caps.possible() if add else -1
+        return own if privileged else caps.chosen(add, spec["drop_capabilities"], own)
+    except caps.UnknownCapability as error:
+        raise LaunchError("CreateContainerConfigError", f"securityContext.capabilities: {error}") from error
+
+
+def _groups(spec: Spec) -> list[int]:
+    found = [int(group) for group in spec.get("supplemental_groups") or ()]
+    bad = next((group for group in found if not 0 <= group <= users.MAX_ID), None)
+    if bad is not None or len(found) > users.MAX_GROUPS:
+        what = f"{bad} is no group id" if bad is not None else f"{len(found)} groups are more than {users.MAX_GROUPS}"
+        raise LaunchError("CreateContainerConfigError", f"supplementalGroups: {what}")
+    return found
+
+
+def _check(argv: Sequence[str], env: Mapping[str, str], user: str) -> None:
     if not argv or not argv[0]:
         raise LaunchError("CreateContainerConfigError", "no command: set command, or use an image with an entrypoint")
     for name, value in env.items():
@@ -87,8 +136,6 @@ def _check(argv: Sequence[str], env: Mapping[str, str], user: str, seccomp_bpf: 
             raise LaunchError("CreateContainerConfigError", text)
     if any("\0" in word for word in (*argv, user)):
         raise LaunchError("CreateContainerConfigError", "command, args and user must not contain a NUL byte")
-    if not seccomp_bpf or len(seccomp_bpf) % 8:
-        raise LaunchError("CreateContainerError", "the seccomp profile is empty or damaged; compile it again")
 
 
 def clean(path: str) -> str:

@@ -82,6 +82,8 @@ MS_NOEXEC = 8
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -121,6 +123,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 PROC_SUPER_MAGIC = 0x9FA0
 NSFS_MAGIC = 0x6E736673
 TMPFS_MAGIC = 0x01021994
+DEVPTS_SUPER_MAGIC = 0x1CD1
 CGROUP2_SUPER_MAGIC = 0x63677270
 CGROUP_SUPER_MAGIC = 0x27E0EB
 
@@ -200,9 +203,9 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
     _call("move_mount", mount_fd, b"", target_fd, b"", flags)
 
 
-def mount_setattr(fd: int, attributes: int, *, recursive: bool = False) -> None:
-    """mount_setattr(2): sets MOUNT_ATTR_* on the mount behind `fd`."""
-    value = struct.pack("=QQQQ", attributes, 0, 0, 0)
+def mount_setattr(fd: int, attributes: int, *, recursive: bool = False, propagation: int = 0) -> None:
+    """mount_setattr(2): sets MOUNT_ATTR_* on the mount behind `fd`, and MS_{PRIVATE,SLAVE,SHARED} if given."""
+    value = struct.pack("=QQQQ", attributes, 0, propagation, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _call("mount_setattr", fd, b"", flags, value, len(value))
 

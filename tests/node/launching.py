@@ -185,6 +185,12 @@ class Host:
             "drop_capabilities": [],
             "limits": limits,
             "files": {},
+            "mounts": [],
+            "add_capabilities": [],
+            "supplemental_groups": [],
+            "seccomp": "",
+            "privileged": False,
+            "termination_path": "",
         }
         assert set(fields) <= set(spec), f"no such field: {set(fields) - set(spec)}"
         return spec | fields

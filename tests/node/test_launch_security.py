@@ -304,3 +304,57 @@ def test_no_traces_on_the_host(host: Host) -> None:
     assert Path("/proc/self/mountinfo").read_text() == before
     run.kill()
     run.wait()
+
+
+def test_added_capabilities_and_all(host: Host) -> None:
+    added = host.run("cat", "/proc/self/status", drop_capabilities=["ALL"], add_capabilities=["NET_ADMIN"])
+    assert [int(status(added.out)[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")] == [
+        caps.mask(["NET_ADMIN"])
+    ] * 3
+    whole = status(host.run("cat", "/proc/self/status", add_capabilities=["ALL"]).out)
+    assert int(whole["CapEff"], 16) == caps.possible()
+    user = status(host.run("cat", "/proc/self/status", add_capabilities=["NET_ADMIN"], run_as_user=7).out)
+    assert int(user["CapEff"], 16) == 0
+    assert int(user["CapBnd"], 16) == caps.mask(caps.DEFAULT | {"NET_ADMIN"})
+    assert "FLY" in host.refuse("true", add_capabilities=["FLY"]).message
+
+
+def test_supplemental_groups_join_those_of_the_image(host: Host) -> None:
+    script(host.root, "etc/passwd", "app:x:1000:1000::/:/bin/sh\n", 0o644)
+    script(host.root, "etc/group", "app:x:1000:\nextra:x:2000:app\n", 0o644)
+    main = host.start("sh", "-c", "id -G; exec sleep 60", user="app", supplemental_groups=[3000, 4000])
+    main.pump("\n")
+    assert main.out.split() == ["1000", "2000", "3000", "4000"]
+    inside = host.exec(main, "id", "-G", user="app", supplemental_groups=[3000, 4000])
+    inside.wait()
+    assert inside.out == main.out
+    main.kill()
+    assert "group id" in host.refuse("true", supplemental_groups=[-1]).message
+
+
+def test_unconfined(host: Host) -> None:
+    assert status(host.run("cat", "/proc/self/status", seccomp="unconfined").out)["Seccomp"] == "0"
+    assert host.probe(SYS["unshare"], syscalls.CLONE_NEWUSER, seccomp="unconfined") == 0
+
+
+def test_privileged(host: Host) -> None:
+    """All capabilities and devices, nothing hidden, nothing read-only, no filter; its namespaces stay its own."""
+    (host.root / "bin/find").symlink_to("busybox")
+    run = host.run("cat", "/proc/self/status", privileged=True)
+    fields = status(run.out)
+    assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == caps.possible()
+    assert fields["Seccomp"] == "0"
+    seen = set(host.shell("find /dev -type b -o -type c", privileged=True).split())
+    blocks = {str(path) for path in Path("/dev").iterdir() if path.is_block_device()}
+    assert blocks <= seen
+    assert {"/dev/null", "/dev/kmsg"} & {str(path) for path in Path("/dev").iterdir()} <= seen
+    options = {
+        line.split()[1]: line.split()[3].split(",")
+        for line in host.shell("cat /proc/self/mounts", privileged=True).splitlines()
+    }
+    assert options["/sys"][0] == "rw"
+    assert not {"/proc/sys", "/proc/kcore"} & set(options)
+    assert all(flags[0] == "rw" for target, flags in options.items() if target.startswith("/sys/fs/cgroup"))
+    host.shell("echo 1 > /proc/sys/net/ipv4/ip_forward", privileged=True)
+    (host.root / "bin/mknod").symlink_to("busybox")
+    assert host.run("sh", "-c", "mknod /z c 1 5 && head -c1 /z", privileged=True).out == "\0"

@@ -8,16 +8,12 @@ PAGE = 4096  # mount(2) takes one page of options
 
 
 def plan(**fields: object) -> list[mounts.Step]:
-    arguments = {
-        "work": "/w",
-        "layers": 3,
-        "files": [("files/0", "/etc/hosts")],
-        "cwd": "/srv",
-        "read_only_root": False,
-        "cgroup_views": [("memory", "/sys/fs/cgroup/memory/p"), ("unified", "/sys/fs/cgroup/unified/p")],
-        **fields,
-    }
-    return mounts.container_plan(**arguments)  # type: ignore[arg-type]
+    made = mounts.Plan(work="/w", layers=3, cwd="/srv")
+    made.files = [("files/0", "/etc/hosts")]
+    made.cgroup_views = [("memory", "/sys/fs/cgroup/memory/p"), ("unified", "/sys/fs/cgroup/unified/p")]
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made.steps()
 
 
 def test_the_topmost_layer_comes_first() -> None:
