@@ -45,6 +45,11 @@ def mask(names: Iterable[str]) -> int:
     return sum({1 << number(name) for name in names})
 
 
+def names(bits: int) -> list[str]:
+    """The names of a bit mask."""
+    return [name for name, position in NUMBERS.items() if bits >> position & 1]
+
+
 def chosen(add: Iterable[str], drop: Iterable[str], own: int) -> int:
     """The bit mask of the default set with `add` and without `drop`, single names after ALL (containerd's order).
     `own`: what this node can give; ALL is that. Raises UnknownCapability."""
@@ -54,7 +59,7 @@ def chosen(add: Iterable[str], drop: Iterable[str], own: int) -> int:
         kept = 0
     wanted = mask(name for name in added if name != "ALL")
     if wanted & ~own:
-        lacking = ", ".join(name for name in NAMES if (wanted & ~own) >> NUMBERS[name] & 1)
+        lacking = ", ".join(names(wanted & ~own))
         raise UnknownCapability(f"this node lacks {lacking} itself and cannot give it")
     return (kept | wanted) & own & ~mask(name for name in dropped if name != "ALL")
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shoal.agent.runtime import cgroups, namespaces, records, wire
+from shoal.agent.runtime import caps, cgroups, namespaces, profiles, records, wire
 from shoal.agent.runtime.events import Broadcast
 from shoal.agent.runtime.execstream import PipeStream
 from shoal.agent.runtime.port import (
@@ -36,12 +36,14 @@ from shoal.agent.runtime.port import (
     StartError,
     Usage,
 )
+from shoal.agent.runtime.seccomp import ProfileError
 from shoal.agent.runtime.settings import Settings
 
 CALL_SECONDS = 90.0  # for one answer; longer than any start may take
 PROBE_SLACK_SECONDS = 10.0  # beyond a command's own time-out, which the supervisor keeps
 CONNECT_SECONDS = 10.0  # how long a call waits for a connection
 RETRY_FIRST, RETRY_LONGEST = 0.02, 2.0  # seconds between attempts to connect
+MAX_PROFILES = 32  # compiled ones that are remembered
 BOOT = Path(__file__).resolve().with_name("boot.py")
 
 
@@ -83,6 +85,7 @@ class Client:
     ) -> None:
         self.settings = settings.checked()
         self._seccomp, self._may_start, self._python = _profile_file(settings, seccomp), start_spawner, python
+        self._profiles: dict[tuple[bytes, tuple[str, ...]], bytes] = {}  # of the node's, by content and capabilities
         self._cgroups = cgroups.open_cgroups(settings.cgroup_root)
         self._boot = settings.current_boot()
         self._sock: Any = None
@@ -297,12 +300,29 @@ class Client:
     async def start(self, spec: ContainerSpec) -> ContainerState:
         id = spec.id
         form = {**asdict(spec), "env": dict(spec.env), "files": dict(spec.files)}
-        await self._call("start", pod=id.pod_uid, run=_run(id), spec=form, seccomp=self._seccomp)
+        profile = self._seccomp
+        if spec.seccomp not in ("", "unconfined") and not spec.privileged:
+            profile = await asyncio.to_thread(self._local_profile, spec)
+        await self._call("start", pod=id.pod_uid, run=_run(id), spec=form, seccomp=profile)
         run = await asyncio.to_thread(records.read_run, self.settings.data, id.pod_uid, id.name, id.attempt)
         state = _state(run)
         if state.start_error is not None:
             raise state.start_error
         return state
+
+    def _local_profile(self, spec: ContainerSpec) -> str:
+        """A file with the compiled form of a profile of the node's. Raises StartError."""
+        try:
+            content = profiles.read(spec.seccomp)
+            kept = caps.chosen(spec.add_capabilities, spec.drop_capabilities, caps.possible())
+            names = tuple(caps.names(kept))
+            key = hashlib.sha256(content).digest(), names
+            if key not in self._profiles:
+                compiled = profiles.compile_json(content, spec.seccomp, names)
+                self._profiles = {**dict(list(self._profiles.items())[-MAX_PROFILES:]), key: compiled}
+            return _profile_file(self.settings, self._profiles[key])
+        except (ProfileError, caps.UnknownCapability) as fault:
+            raise StartError("CreateContainerConfigError", str(fault)) from fault
 
     async def signal(self, id: ContainerID, signal: int) -> None:
         await self._call("signal", pod=id.pod_uid, run=_run(id), signal=int(signal))
