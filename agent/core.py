@@ -44,6 +44,8 @@ class AgentConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     metrics_port: int = 0
     resolv_conf: str = ""
+    hosts: str = ""  # the node's own /etc/hosts
+    seccomp_root: str = ""  # the folder of Localhost profiles
     reserved: Reserved = field(default_factory=Reserved)
 
 
@@ -90,6 +92,8 @@ class Agent:
             log_root=config.log_root,
             resolv_conf=config.resolv_conf,
             allocatable=allocatable(machine.capacity(), config.reserved),
+            hosts=config.hosts,
+            seccomp_root=config.seccomp_root,
         )
         self._images_stale = asyncio.Event()
         self.reporter = NodeReporter(
@@ -107,7 +111,9 @@ class Agent:
             ports.hooks,
             ports.objects,
         )
-        self.worker = Worker(node_ports, node, now, lambda report: self.outbox.put(report), meter)
+        self.worker = Worker(
+            node_ports, node, now, lambda report: self.outbox.put(report), meter, self._images_stale.set
+        )
         self.network = NodeNetwork(ports.network, self._network_changed)
         self.sync = Sync(config.node, node_ports, self.worker, self.network, now)
         self.tunnels = Tunnels(

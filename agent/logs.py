@@ -155,6 +155,14 @@ class _Text:
         return [*(Piece(part) for part in parts[:-1]), Piece(parts[-1], position)]
 
 
+async def tail_of(files: LogFiles, path: str, lines: int, most: int) -> str:
+    """The last lines of a log, at most `most` bytes of them."""
+    kept = b""
+    async for piece in read_logs(files, path, LogOptions(tail_lines=lines), lambda: True):
+        kept = (kept + piece.data)[-most:]
+    return kept.decode("utf-8", "replace")
+
+
 async def _open_all(files: LogFiles, path: str) -> list[LogFile]:
     """Every piece, oldest first. A rotation meanwhile shows one file at two names: it is taken once."""
     found: list[LogFile] = []

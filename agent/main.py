@@ -230,7 +230,18 @@ def core_config(config: Config) -> AgentConfig:
         metrics_port=config.http[0][1] if config.http else 0,
         resolv_conf=pod_resolv_conf(config.resolv_conf, RESOLVED),
         reserved=config.reserved,
+        hosts=read_hosts(Path("/etc/hosts")),
+        seccomp_root=str(config.data / "seccomp-profiles"),
     )
+
+
+def read_hosts(path: Path) -> str:
+    """The node's own table, for pods on its network; "" when it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as fault:
+        log.warning("%s cannot be read, pods on the node's network get one of their own: %s", path, fault)
+        return ""
 
 
 def pod_resolv_conf(path: Path, upstream: Path) -> str:

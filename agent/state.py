@@ -69,6 +69,22 @@ class ClusterRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RunNote:
+    """What the agent has to remember of one run of a container, beside what the runtime knows of it."""
+
+    ends: int = 0  # runs that ended in a row before this one
+    hooked: bool = False  # its postStart hook went well
+    started: bool = False  # its startup probe has passed
+    ready: bool = False  # what its readiness probe said last
+    changed: float = 0.0  # when that changed
+    end_since: float = 0.0  # when the agent began to end it; 0: it did not
+    grace: float = 0.0  # seconds it was given then
+    reason: str = ""  # why it was ended, in one word
+    message: str = ""
+    said: str = ""  # the end of its log, when that is its termination message
+
+
+@dataclass(frozen=True, slots=True)
 class PodRecord:
     """One assigned pod. Times are CLOCK_REALTIME seconds."""
 
@@ -77,6 +93,11 @@ class PodRecord:
     start_time: float  # when this node first saw it
     stop_started: float = 0.0  # when its graceful end began; 0: it has not
     final: bytes = b""  # its PodStatus once every container has ended for good
+    failed_at: float = 0.0  # when the node gave it up (its deadline passed); 0: it did not
+    failed_reason: str = ""
+    failed_message: str = ""
+    failed_grace: float = 0.0  # seconds its containers were given then
+    notes: Mapping[str, RunNote] = field(default_factory=dict)  # by container/attempt: the last two runs of each
 
 
 class State(Protocol):
@@ -181,12 +202,8 @@ class DiskState:
         await asyncio.to_thread(self._save_pod, record)
 
     def _save_pod(self, record: PodRecord) -> None:
-        head = {
-            "uid": record.uid,
-            "start_time": record.start_time,
-            "stop_started": record.stop_started,
-            "final": record.final.hex(),
-        }
+        head = {**asdict(record), "final": record.final.hex()}
+        del head["pod"]
         self._write(self._pod_path(record.uid), head, record.pod)
 
     async def remove_pod(self, uid: str) -> None:
@@ -248,7 +265,8 @@ def _cluster_of(head: dict[str, Any], _: bytes) -> ClusterRecord:
 
 
 def _pod_of(head: dict[str, Any], body: bytes) -> PodRecord | None:
-    return PodRecord(**{**head, "pod": body, "final": bytes.fromhex(head["final"])})
+    notes = {run: RunNote(**note) for run, note in head.get("notes", {}).items()}
+    return PodRecord(**{**head, "pod": body, "final": bytes.fromhex(head["final"]), "notes": notes})
 
 
 def _private(path: str, flags: int) -> int:

@@ -138,9 +138,9 @@ class Sync:
             log.warning("pod %s runs here but is not assigned to this node: it is stopped", uid)
             self._worker.purge(uid)
         holders = await self._ports.images.holders() if not self._judged else ()
-        for uid in (
-            {holder.partition("/")[0] for holder in holders} - self._worker.machines.keys() - self._orphans.keys()
-        ):
+        volumes = await self._ports.volumes.held() if not self._judged else ()
+        owners = {holder.partition("/")[0] for holder in holders} | set(volumes)
+        for uid in owners - self._worker.machines.keys() - self._orphans.keys():
             self._worker.purge(uid)
         self._orphans, self._judged = {}, True
 

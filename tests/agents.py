@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from shoal.agent.images.port import Image, ImageConfig
+from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.machine import PodMachine
+from shoal.agent.pods.probing import Target, Verdict
 from shoal.agent.pods.spec import NodeFacts
 from shoal.agent.runtime.port import ContainerID, ContainerState, Exit, Sandbox
 from shoal.agent.state import PodRecord
+from shoal.agent.volumes.port import Prepared
 from shoal.proto.v1 import objects_pb2 as o
 
 T = TypeVar("T")
@@ -52,9 +55,18 @@ def record_of(pod: o.Pod, start: float = NOW) -> PodRecord:
 class Driver:
     """Plays the node to one machine: answers its steps, keeps time and timers, and checks what must never happen."""
 
-    def __init__(self, pod: o.Pod | None = None, *, images: Mapping[str, Image] | None = None) -> None:
+    def __init__(
+        self,
+        pod: o.Pod | None = None,
+        *,
+        images: Mapping[str, Image] | None = None,
+        objects: MemoryObjects | None = None,
+    ) -> None:
         self.now = NOW
-        self.machine = PodMachine(record_of(pod or make_pod()), NODE, saved=False)
+        self.objects = objects or MemoryObjects()
+        self.machine = PodMachine(record_of(pod or make_pod()), NODE, saved=False, objects=self.objects)
+        self.remote: dict[str, Image] = {}
+        self.probes: dict[str, Target] = {}
         self.images = dict(images if images is not None else {"app:1": IMAGE})
         self.given: list[i.Instruction] = []
         self.open: list[i.Step] = []
@@ -72,12 +84,17 @@ class Driver:
                     self.timers[name] = self.now + delay
                 case i.Publish(status, ended):
                     self.statuses.append((status, ended))
+                case i.SetProbes(target):
+                    self.probes[target.id.name] = target
+                case i.ForgetProbes(container):
+                    self.probes.pop(container, None)
                 case i.Forget():
                     pass
                 case _:
                     assert instruction.key not in {step.key for step in self.open}, "a step is given once at a time"
                     if isinstance(instruction, i.Detach | i.RemoveSandbox):
-                        assert not [s for s in self.open if not isinstance(s, i.Signal | i.Save)], "work is in flight"
+                        besides = i.Signal | i.Save | i.RunHook | i.PullImage
+                        assert not [s for s in self.open if not isinstance(s, besides)], "work is in flight"
                     self.open.append(instruction)
         return out
 
@@ -111,6 +128,12 @@ class Driver:
                 return "10.244.0.2"
             case i.HoldImage(_, name, _):
                 return self.images.get(name)
+            case i.PullImage(_, name):
+                return self.remote.get(name, IMAGE)
+            case i.PrepareVolumes(specs):
+                return {spec.name: Prepared(spec.name, f"/volumes/{spec.name}") for spec in specs}
+            case i.RunHook() | i.ReadLogTail():
+                return ""
             case i.Start(spec):
                 return ContainerState(spec.id, 4242, self.now, 1, None)
         return None
@@ -120,6 +143,13 @@ class Driver:
         assert facts is not None and facts.run is not None
         id = ContainerID(self.machine.uid, name, facts.run.attempt)
         return self.send(i.ContainerExited(id, Exit(code, signal, oom, self.now)))
+
+    def tell(self, kind: str, passed: bool, name: str = "app", message: str = "HTTP 500") -> list[i.Instruction]:
+        """What the prober found of the container's current run."""
+        facts = self.machine.container(name)
+        assert facts is not None and facts.run is not None
+        id = ContainerID(self.machine.uid, name, facts.run.attempt)
+        return self.send(i.Told(Verdict(id, kind, passed, message)))
 
     def pass_time(self, seconds: float) -> None:
         """Rings the timers that fall into these seconds, in order."""

@@ -9,6 +9,8 @@ CRASH_MAX_S = 300.0
 CRASH_RESET_S = 600.0  # a run this long proves the container healthy
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
+PULL_FIRST_S = 10.0
+PULL_MAX_S = 300.0
 _MAX_DOUBLINGS = 10  # keeps 2**n small; both series are at their maximum long before
 
 
@@ -33,3 +35,10 @@ class CrashBackoff:
 def retry_delay(failures: int) -> float:
     """Seconds before a step that failed `failures` times in a row is tried again."""
     return float(min(RETRY_FIRST_S * 2 ** min(max(failures - 1, 0), _MAX_DOUBLINGS), RETRY_MAX_S))
+
+
+def pull_delay(failures: int, retry_after: float = 0.0) -> float:
+    """Seconds before an image that could not be pulled `failures` times in a row is tried again; the registry may ask
+    for more."""
+    own = min(PULL_FIRST_S * 2 ** min(max(failures - 1, 0), _MAX_DOUBLINGS), PULL_MAX_S)
+    return float(max(own, min(retry_after, PULL_MAX_S)))

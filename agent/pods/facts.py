@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from shoal.agent.images.port import Image
 from shoal.agent.pods.backoff import CrashBackoff
 from shoal.agent.pods.spec import CONFIG_REASONS
 from shoal.agent.runtime.port import ContainerState, Exit
+from shoal.agent.state import RunNote
 from shoal.proto.v1 import objects_pb2 as o
 
 STARTING, RUNNING, ENDED = "starting", "running", "ended"
 CODE_LOST = "ContainerStatusUnknown"
+APP, INIT, SIDECAR = "app", "init", "sidecar"
+NOT_ASKED, ASKED, ANSWERED = "not asked", "asked", "answered"
+NOTHING = RunNote()
 
 
 @dataclass(slots=True)
@@ -24,8 +29,18 @@ class Run:
     finished_at: float = 0.0
     exit: Exit | None = None
     reason: str = ""  # why it ended, in Kubernetes' word
-    message: str = ""
+    message: str = ""  # why it could not be started
     code: int = 0
+    note: RunNote = NOTHING  # what outlives the agent
+    stale: bool = False  # of a sandbox that is gone: what it did has to be done again
+    unready: str = ""  # what its readiness probe said last
+    probed: bool = False  # the prober knows it
+    post_start: str = NOT_ASKED
+    pre_stop: str = NOT_ASKED
+    tail: str = NOT_ASKED  # of its log
+    told_at: float = 0.0  # when it was sent its stop signal
+    kill_at: float = 0.0  # when KILL follows
+    kill_due: bool = False
     term_sent: bool = False
     kill_sent: bool = False
 
@@ -51,15 +66,38 @@ class Run:
         self.state, self.code, self.finished_at = ENDED, code, at
         self.reason, self.message = reason, message
 
+    def doom(self, reason: str, message: str, grace: float, now: float) -> None:
+        """The agent ends it from here on, once."""
+        if not self.note.end_since and self.state != ENDED:
+            self.note = replace(self.note, end_since=max(now, 1.0), grace=grace, reason=reason, message=message)
+
     @property
     def ran_for(self) -> float:
         return max(self.finished_at - self.started_at, 0.0) if self.started_at else 0.0
+
+    @property
+    def end_reason(self) -> str:
+        """Why it ended: what the agent ended it for, else what the runtime says."""
+        return self.note.reason or self.reason
+
+    @property
+    def end_message(self) -> str:
+        """That in a sentence, then what the container itself said at its end."""
+        said = (self.exit.message if self.exit else "") or self.note.said
+        return "\n".join(part for part in (self.message or self.note.message, said) if part)
 
 
 @dataclass(slots=True)
 class ContainerFacts:
     spec: o.Container
+    kind: str = APP
     image: Image | None = None
+    looked: bool = False  # for its image on the node
+    pulled: bool = False  # for the next run
+    pull_note: str = ""  # what was wrong with its credentials
+    pull_failures: int = 0
+    pull_next: float = 0.0  # when the next try is
+    pull_resting: bool = False
     run: Run | None = None
     previous: Run | None = None
     older: set[int] = field(default_factory=set)  # attempts before `previous` that still take up the disk
@@ -68,6 +106,7 @@ class ContainerFacts:
     next_start: float = 0.0  # when it will have
     unusable: bool = False  # its image is not here, or no image can have that name
     problem: tuple[str, str] | None = None  # reason and message of what holds it back until something changes
+    notes: Mapping[str, RunNote] = field(default_factory=dict)  # as the last agent left them
 
     @property
     def restarts(self) -> int:
@@ -81,12 +120,43 @@ class ContainerFacts:
     def live(self) -> bool:
         return self.run is not None and self.run.state == RUNNING
 
+    @property
+    def up(self) -> bool:
+        """It runs, and its postStart hook has gone well."""
+        return self.run is not None and self.live and (self.run.note.hooked or not self.has_hook("postStart"))
+
+    @property
+    def started(self) -> bool:
+        return self.up and self.run is not None and (self.run.note.started or not self.spec.HasField("startupProbe"))
+
+    @property
+    def ready(self) -> bool:
+        if self.kind == INIT:
+            return self.finished
+        probed = self.spec.HasField("readinessProbe")
+        return self.started and self.run is not None and (self.run.note.ready or not probed)
+
+    @property
+    def finished(self) -> bool:
+        """Of an init container: it has done its work in this sandbox."""
+        run = self.run
+        return run is not None and run.state == ENDED and run.code == 0 and not run.misconfigured and not run.stale
+
+    def has_hook(self, which: str) -> bool:
+        return self.spec.HasField("lifecycle") and self.spec.lifecycle.HasField(which)  # type: ignore[arg-type]
+
     def restartable(self, policy: str) -> bool:
         """Whether the policy asks for another run after the one that has ended."""
         run = self.run
-        if run is None or run.misconfigured:
+        if run is None or run.misconfigured or self.kind == SIDECAR:
             return True
+        if self.kind == INIT:
+            return (policy != "Never" and run.code != 0) or (run.stale and run.code == 0)
         return policy == "Always" or (policy == "OnFailure" and run.code != 0)
+
+    def over(self, policy: str) -> bool:
+        """It has ended, for good."""
+        return self.run is not None and self.run.state == ENDED and not self.restartable(policy)
 
     def next_attempt(self) -> int:
         return 0 if self.run is None else self.run.attempt + (self.run.state == ENDED)
@@ -97,8 +167,14 @@ class ContainerFacts:
             return self.run
         if self.previous is not None:
             self.older.add(self.previous.attempt)
-        self.previous, self.run = self.run, Run(attempt)
+        self.previous, self.run = self.run, self._new(attempt, RunNote(ends=self.backoff.ends))
         return self.run
+
+    def _new(self, attempt: int, note: RunNote) -> Run:
+        return Run(attempt, note=self.notes.get(self.note_key(attempt), note))
+
+    def note_key(self, attempt: int) -> str:
+        return f"{self.spec.name}/{attempt}"
 
     def set_aside(self) -> None:
         """The current run, which never started anything, is gone from the node: its attempt is free again."""
@@ -117,7 +193,7 @@ class ContainerFacts:
         was = run.state
         if state.started_at:
             self.problem = None
-        _note(run, state, now)
+        _take(run, state, now)
         return was != ENDED and run.state == ENDED
 
     def _learn_earlier(self, state: ContainerState, now: float) -> None:
@@ -130,11 +206,11 @@ class ContainerFacts:
             if known is not None:
                 self.older.add(known.attempt)
             self.older.discard(attempt)
-            self.previous = Run(attempt)
-            _note(self.previous, state, now)
+            self.previous = self._new(attempt, NOTHING)
+            _take(self.previous, state, now)
 
 
-def _note(run: Run, state: ContainerState, now: float) -> None:
+def _take(run: Run, state: ContainerState, now: float) -> None:
     if state.started_at:
         run.begin(state.started_at)
     if state.exit is not None:
@@ -142,3 +218,10 @@ def _note(run: Run, state: ContainerState, now: float) -> None:
     elif state.start_error is not None:
         fault = state.start_error
         run.fail(fault.reason, fault.message, fault.exit_code, state.started_at or now)
+
+
+def containers_of(pod: o.Pod) -> dict[str, ContainerFacts]:
+    """By name, in the order in which they start: init containers and sidecars, then the app's."""
+    kinds = {c.name: SIDECAR if c.restartPolicy == "Always" else INIT for c in pod.spec.initContainers}
+    every = (*pod.spec.initContainers, *pod.spec.containers)
+    return {c.name: ContainerFacts(c, kinds.get(c.name, APP)) for c in every}

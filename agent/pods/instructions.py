@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from shoal.agent.images.port import Image
+from shoal.agent.images.port import Credential, Image
+from shoal.agent.pods.probing import Target, Verdict
 from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState, Exit, SandboxSpec
 from shoal.agent.state import PodRecord
+from shoal.agent.volumes.port import VolumeSpec
 from shoal.proto.v1 import objects_pb2 as o
 
 
@@ -40,6 +42,68 @@ class HoldImage:
     @property
     def key(self) -> str:
         return f"hold {self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class PullImage:
+    """Fetches and holds it. Done's value: the Image."""
+
+    container: str
+    name: str
+    holder: str
+    credentials: Sequence[Credential] = field(default=(), repr=False)
+
+    @property
+    def key(self) -> str:
+        return f"pull {self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareVolumes:
+    """Done's value: Prepared by the volume's name."""
+
+    specs: Sequence[VolumeSpec] = field(repr=False)
+    key = "volumes"
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateVolumes:
+    """The volumes whose files have changed."""
+
+    specs: Sequence[VolumeSpec] = field(repr=False)
+    key = "update volumes"
+
+
+@dataclass(frozen=True, slots=True)
+class FreeVolumes:
+    key = "free volumes"
+
+
+@dataclass(frozen=True, slots=True)
+class RunHook:
+    """Done's value: "" or why the hook failed."""
+
+    id: ContainerID
+    which: str  # postStart, preStop
+    handler: o.LifecycleHandler
+    host: str
+    ports: Mapping[str, int]
+    timeout_s: float
+
+    @property
+    def key(self) -> str:
+        return f"hook {self.which} {self.id.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLogTail:
+    """Done's value: the end of the run's output, as text."""
+
+    id: ContainerID
+
+    @property
+    def key(self) -> str:
+        return f"tail {self.id.name} {self.id.attempt}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +157,23 @@ class Save:
     key = "save"
 
 
-Step: TypeAlias = EnsureSandbox | Attach | HoldImage | Start | Signal | RemoveContainer | Detach | RemoveSandbox | Save
+Step: TypeAlias = (
+    EnsureSandbox
+    | Attach
+    | HoldImage
+    | PullImage
+    | PrepareVolumes
+    | UpdateVolumes
+    | FreeVolumes
+    | Start
+    | RunHook
+    | ReadLogTail
+    | Signal
+    | RemoveContainer
+    | Detach
+    | RemoveSandbox
+    | Save
+)
 
 
 # ---- instructions that are carried out at once ----
@@ -112,11 +192,21 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class SetProbes:
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetProbes:
+    container: str
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """The pod is not assigned any more and nothing of it is left: drop the machine and its record."""
 
 
-Instruction: TypeAlias = Step | SetTimer | Publish | Forget
+Instruction: TypeAlias = Step | SetTimer | Publish | SetProbes | ForgetProbes | Forget
 
 
 # ---- events ----
@@ -157,6 +247,31 @@ class Failed:
     message: str
     exit_code: int = 128
     retryable: bool = True
+    retry_after: float = 0.0  # seconds that the other side asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a step is, for people."""
+
+    step: Step
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the prober found."""
+
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The node cannot go on with the pod: its containers are ended within `grace` seconds and it fails."""
+
+    reason: str
+    message: str
+    grace: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,4 +297,23 @@ class ImagesChanged:
     """Images were loaded or removed: a missing one may be here now."""
 
 
-Event: TypeAlias = Begin | Assigned | Removed | Done | Failed | ContainerExited | Observed | Timer | ImagesChanged
+@dataclass(frozen=True, slots=True)
+class ObjectsChanged:
+    """Something that the pod refers to came, changed or went."""
+
+
+Event: TypeAlias = (
+    Begin
+    | Assigned
+    | Removed
+    | Done
+    | Failed
+    | Progress
+    | Told
+    | GiveUp
+    | ContainerExited
+    | Observed
+    | Timer
+    | ImagesChanged
+    | ObjectsChanged
+)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.agent.images.port import Image
-from shoal.agent.runtime.port import ContainerID, ContainerSpec, Limits, SandboxSpec, StartError
+from shoal.agent.runtime.port import ContainerID, ContainerSpec, Limits, Mount, SandboxSpec, StartError
 from shoal.proto import quantity
 from shoal.proto.qos import qos_class
 from shoal.proto.v1 import objects_pb2 as o
@@ -20,11 +20,20 @@ DEFAULT_PIDS = 4096  # per pod: enough for a JVM, too few for a fork bomb
 MAX_HOSTNAME = 63
 GUARANTEED_OOM_ADJ = -997  # the kubelet's qos/policy.go
 BEST_EFFORT_OOM_ADJ = 1000
+CLUSTER_DOMAIN = "cluster.local"
+TERMINATION_PATH = "/dev/termination-log"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONFIG_ERROR = "CreateContainerConfigError"
 CREATE_ERROR = "CreateContainerError"
+SANDBOX_ERROR = "FailedCreatePodSandBox"
 CONFIG_REASONS = frozenset({CONFIG_ERROR, CREATE_ERROR})  # nothing has run: the container waits, it has not ended
 
+HOSTS = (
+    "# Written by Shoal; changes are lost with the container.\n"
+    "127.0.0.1\tlocalhost\n"
+    "::1\tlocalhost ip6-localhost ip6-loopback\n"
+    "fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
+)
 _REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
 
 
@@ -39,21 +48,62 @@ class NodeFacts:
     resolv_conf: str = ""  # the node's own /etc/resolv.conf
     boot_id: str = ""
     allocatable: Mapping[str, int] = field(default_factory=dict)  # cpu in thousandths, the rest in whole units
+    hosts: str = ""  # the node's own /etc/hosts, for pods on its network
+    seccomp_root: str = ""  # the folder of Localhost profiles
 
 
-def hostname(pod: o.Pod) -> str:
-    """The pod's name, cut to what a host name may be (kubelet, truncatePodHostnameIfNeeded)."""
-    return pod.metadata.name[:MAX_HOSTNAME].rstrip("-.")
+# ---- the pod ----
+def hostname(pod: o.Pod, node: NodeFacts | None = None) -> str:
+    """spec.hostname or the pod's name, cut to what a host name may be (kubelet, GeneratePodHostNameAndDomain); the
+    node's own name for a pod on its network."""
+    if pod.spec.hostNetwork and node is not None:
+        return node.name
+    return domain_name(pod) if pod.spec.setHostnameAsFQDN and pod.spec.subdomain else short_name(pod)
+
+
+def short_name(pod: o.Pod) -> str:
+    return (pod.spec.hostname or pod.metadata.name)[:MAX_HOSTNAME].rstrip("-.")
+
+
+def domain_name(pod: o.Pod) -> str:
+    """host.subdomain.namespace.svc.cluster.local"""
+    return f"{short_name(pod)}.{pod.spec.subdomain}.{pod.metadata.namespace}.svc.{CLUSTER_DOMAIN}"
 
 
 def sandbox_spec(pod: o.Pod, node: NodeFacts) -> SandboxSpec:
-    return SandboxSpec(pod.metadata.uid, hostname(pod), pod_limits(pod, node))
+    """Raises StartError when the pod's fully qualified name is too long for a host name."""
+    host = hostname(pod, node)
+    if len(host) > MAX_HOSTNAME + 1:
+        raise StartError(
+            SANDBOX_ERROR,
+            f"setHostnameAsFQDN: {host} has {len(host)} characters, a host name may have {MAX_HOSTNAME + 1}: "
+            "shorten the pod's name or its subdomain",
+        )
+    return SandboxSpec(
+        pod.metadata.uid,
+        host,
+        pod_limits(pod, node),
+        sysctls={one.name: one.value for one in pod.spec.securityContext.sysctls},
+        share_pid=pod.spec.shareProcessNamespace,
+        host_network=pod.spec.hostNetwork,
+        host_pid=pod.spec.hostPID,
+        host_ipc=pod.spec.hostIPC,
+    )
 
 
+# ---- a container ----
 def container_spec(
-    pod: o.Pod, container: o.Container, image: Image, attempt: int, pod_ip: str, node: NodeFacts
+    pod: o.Pod,
+    container: o.Container,
+    image: Image,
+    attempt: int,
+    pod_ip: str,
+    node: NodeFacts,
+    env: Mapping[str, str],
+    mounts: Sequence[Mount] = (),
 ) -> ContainerSpec:
-    """One run, ready to start. Raises StartError when the manifest and the image cannot be brought together."""
+    """One run, ready to start; `env` is the manifest's own. Raises StartError when the manifest and the image cannot
+    be brought together."""
     context, shared = container.securityContext, pod.spec.securityContext
     run_as_user = _first(context, shared, "runAsUser")
     run_as_group = _first(context, shared, "runAsGroup")
@@ -63,12 +113,12 @@ def container_spec(
             CONFIG_ERROR,
             f"container {container.name} has runAsNonRoot and runAsUser 0: one of the two must go",
         )
-    own = own_environment(container)
+    privileged = bool(context.privileged)
     return ContainerSpec(
         id=ContainerID(pod.metadata.uid, container.name, attempt),
         layers=tuple(image.layers),
-        argv=command(container, image, own),
-        env={**base_environment(hostname(pod)), **image.config.env, **own},
+        argv=command(container, image, env),
+        env={**base_environment(hostname(pod, node)), **image.config.env, **env},
         cwd=container.workingDir or image.config.working_dir or "/",
         user=image.config.user,
         run_as_user=run_as_user,
@@ -76,11 +126,44 @@ def container_spec(
         run_as_non_root=non_root,
         read_only_root=context.readOnlyRootFilesystem,
         no_new_privs=context.HasField("allowPrivilegeEscalation") and not context.allowPrivilegeEscalation,
-        drop_capabilities=tuple(name.upper().removeprefix("CAP_") for name in context.capabilities.drop),
+        drop_capabilities=_capabilities(context.capabilities.drop),
+        add_capabilities=_capabilities(context.capabilities.add),
         limits=container_limits(pod, container, node),
         files=managed_files(pod, pod_ip, node),
         log_path=log_path(node.log_root, pod.metadata.uid, container.name, attempt),
+        mounts=tuple(mounts),
+        supplemental_groups=_groups(shared),
+        seccomp="unconfined" if privileged else seccomp(context, shared, node),
+        privileged=privileged,
+        termination_path=container.terminationMessagePath or TERMINATION_PATH,
+        stdin=container.stdin,
+        stdin_once=container.stdinOnce,
+        tty=container.tty,
     )
+
+
+def _capabilities(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.upper().removeprefix("CAP_") for name in names)
+
+
+def _groups(shared: o.PodSecurityContext) -> tuple[int, ...]:
+    own = [shared.fsGroup] if shared.HasField("fsGroup") else []
+    return tuple(dict.fromkeys([*shared.supplementalGroups, *own]))
+
+
+def seccomp(context: o.SecurityContext, shared: o.PodSecurityContext, node: NodeFacts) -> str:
+    """The container's profile, else the pod's: "" the default one, "unconfined", or a path on the node."""
+    profile = next((holder.seccompProfile for holder in (context, shared) if holder.HasField("seccompProfile")), None)
+    if profile is None or profile.type in ("", "RuntimeDefault"):
+        return ""
+    if profile.type == "Unconfined":
+        return "unconfined"
+    name = profile.localhostProfile
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise StartError(
+            CONFIG_ERROR, f"seccompProfile.localhostProfile {name!r} must be a path below the node's folder"
+        )
+    return f"{node.seccomp_root}/{name}"
 
 
 def _first(context: o.SecurityContext, shared: o.PodSecurityContext, name: str) -> int | None:
@@ -113,14 +196,6 @@ def command(container: o.Container, image: Image, env: Mapping[str, str]) -> Seq
             "write `command` in the manifest",
         )
     return tuple(argv)
-
-
-def own_environment(container: o.Container) -> dict[str, str]:
-    """The manifest's variables: the only ones that `$(NAME)` can refer to (kubelet, makeEnvironmentVariables)."""
-    env: dict[str, str] = {}
-    for variable in container.env:
-        env[variable.name] = expand(variable.value, env)
-    return env
 
 
 def base_environment(host: str) -> dict[str, str]:
@@ -175,19 +250,33 @@ def container_limits(pod: o.Pod, container: o.Container, node: NodeFacts) -> Lim
 
 
 def pod_limits(pod: o.Pod, node: NodeFacts) -> Limits:
-    """The pod's own cgroup: the sum of requests, and of limits where every container has one."""
-    containers = pod.spec.containers
+    """The pod's own cgroup: what its containers request together, and their limits where every one has one."""
     return Limits(
-        cpu_shares=shares(sum(amounts(c, "requests", "cpu") or 0 for c in containers)),
-        cpu_quota_us=quota(_sum_of_all(amounts(c, "limits", "cpu") for c in containers)),
-        memory_bytes=_sum_of_all(amounts(c, "limits", "memory") for c in containers),
+        cpu_shares=shares(together(pod, "requests", "cpu") or 0),
+        cpu_quota_us=quota(together(pod, "limits", "cpu")),
+        memory_bytes=together(pod, "limits", "memory"),
         pids=DEFAULT_PIDS,
     )
 
 
-def _sum_of_all(values: Iterable[int | None]) -> int | None:
-    known = list(values)
-    return sum(value or 0 for value in known) if known and all(known) else None
+def together(pod: o.Pod, which: str, resource: str) -> int | None:
+    """The most that the pod's containers have at one time: those of the app with all sidecars, or an init container
+    with the sidecars before it (KEP-753). None: a limit that one of them lacks."""
+
+    def amount(container: o.Container) -> int:
+        return amounts(container, which, resource) or 0
+
+    every = (*pod.spec.initContainers, *pod.spec.containers)
+    if which == "limits" and not all(amounts(c, which, resource) for c in every):
+        return None
+    sidecars = most = 0
+    for container in pod.spec.initContainers:
+        if container.restartPolicy == "Always":
+            sidecars += amount(container)
+            most = max(most, sidecars)
+        else:
+            most = max(most, sidecars + amount(container))
+    return max(most, sidecars + sum(amount(c) for c in pod.spec.containers))
 
 
 def oom_score_adj(pod: o.Pod, container: o.Container, capacity: int) -> int:
@@ -205,14 +294,22 @@ def oom_score_adj(pod: o.Pod, container: o.Container, capacity: int) -> int:
 # ---- files ----
 def managed_files(pod: o.Pod, pod_ip: str, node: NodeFacts) -> dict[str, str]:
     """The files that the node writes for every container of the pod."""
-    host = hostname(pod)
-    hosts = (
-        "# Written by Shoal; changes are lost with the container.\n"
-        "127.0.0.1\tlocalhost\n"
-        "::1\tlocalhost ip6-localhost ip6-loopback\n"
-        "fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
-    )
-    files = {"/etc/hosts": hosts + (f"{pod_ip}\t{host}\n" if pod_ip else ""), "/etc/hostname": f"{host}\n"}
+    host = hostname(pod, node)
+    files = {"/etc/hosts": hosts_file(pod, pod_ip, node), "/etc/hostname": f"{host}\n"}
     if node.resolv_conf:
         files["/etc/resolv.conf"] = node.resolv_conf
     return files
+
+
+def hosts_file(pod: o.Pod, pod_ip: str, node: NodeFacts) -> str:
+    """The kubelet's: the pod's names and aliases; on the node's network the node's own file with the aliases."""
+    if pod.spec.hostNetwork and node.hosts:
+        own = node.hosts if node.hosts.endswith("\n") else node.hosts + "\n"
+        return own + _aliases(pod)
+    short = node.name if pod.spec.hostNetwork else short_name(pod)
+    names = f"{domain_name(pod)}\t{short}" if pod.spec.subdomain and not pod.spec.hostNetwork else short
+    return HOSTS + (f"{pod_ip}\t{names}\n" if pod_ip else "") + _aliases(pod)
+
+
+def _aliases(pod: o.Pod) -> str:
+    return "".join(f"{alias.ip}\t{chr(9).join(alias.hostnames)}\n" for alias in pod.spec.hostAliases)

@@ -10,15 +10,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Protocol
 
 from shoal.agent.images.port import Image, ImageFault, Images
-from shoal.agent.logs import LogFiles
+from shoal.agent.logs import LogFiles, tail_of
 from shoal.agent.network.port import Network, NetworkFault
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.machine import PodMachine
-from shoal.agent.pods.probing import Hooks, Prober
+from shoal.agent.pods.probing import Hooks, Prober, Verdict
 from shoal.agent.pods.spec import NodeFacts, log_path
 from shoal.agent.pods.status import RUNNING_PHASE
 from shoal.agent.runtime.port import (
@@ -31,12 +31,15 @@ from shoal.agent.runtime.port import (
     StartError,
 )
 from shoal.agent.state import PodRecord, State, StateFault
-from shoal.agent.volumes.port import Volumes
+from shoal.agent.volumes.port import VolumeFault, Volumes
+from shoal.proto.references import Reference
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent.pods")
 MAX_STEPS = 32  # in flight at once: more would only queue in the spawner
 PERMANENT_IMAGE_FAULTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+TAIL_LINES, TAIL_BYTES = 80, 2048  # of a log that is a termination message (kubelet)
+PROGRESS_S = 2.0  # between two words about a pull
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,9 @@ class Worker:
         now: Callable[[], float],
         report: Callable[[s.PodReport], None],
         meter: Meter | None = None,
+        images_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`report` takes each new status."""
+        """`report` takes each new status; `images_changed` is called when one was pulled."""
         self.machines: dict[str, PodMachine] = {}
         self.counts = Counts()
         self._ports = ports
@@ -110,15 +114,18 @@ class Worker:
         self._now = now
         self._report = report
         self._meter: Meter = meter or NoMeter()
+        self._images_changed = images_changed
         self._waiting: deque[tuple[str, i.Step | _Look | _Purge]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._slow: dict[str, set[asyncio.Task[None]]] = {}  # pulls and hooks by pod: they hold up no other step
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._closed = False
+        ports.prober.on_verdict = self.verdict
 
     # ---- pods come and go ----
     def add(self, record: PodRecord, found: Found | None = None, *, saved: bool = False) -> PodMachine:
         """A pod of this node; `found` when the node may have something of it already."""
-        machine = PodMachine(record, self._node, saved=saved)
+        machine = PodMachine(record, self._node, saved=saved, objects=self._ports.objects)
         self.machines[record.uid] = machine
         if found is None:
             self.post(record.uid, i.Begin())
@@ -151,6 +158,16 @@ class Worker:
         for uid in list(self.machines):
             self.post(uid, event)
 
+    def objects_changed(self, changed: Iterable[Reference] | None = None) -> None:
+        """Objects came, changed or went; None: any may have."""
+        keys = None if changed is None else set(changed)
+        for uid, machine in list(self.machines.items()):
+            if keys is None or not keys.isdisjoint(machine.references()):
+                self.post(uid, i.ObjectsChanged())
+
+    def verdict(self, verdict: Verdict) -> None:
+        self.post(verdict.id.pod_uid, i.Told(verdict))
+
     def runtime_event(self, event: RuntimeEvent) -> None:
         if isinstance(event, Exited):
             self.post(event.id.pod_uid, i.ContainerExited(event.id, event.exit))
@@ -167,14 +184,14 @@ class Worker:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        tasks = list(self._tasks)
+        tasks = [*self._tasks, *(task for slow in self._slow.values() for task in slow)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def in_flight(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + sum(map(len, self._slow.values()))
 
     # ---- instructions ----
     def _carry_out(self, machine: PodMachine, instruction: i.Instruction) -> None:
@@ -187,8 +204,14 @@ class Worker:
                     uid=machine.uid, namespace=meta.namespace, name=meta.name, status=status, ended=ended
                 )
                 self._report(report)
+            case i.SetProbes(target):
+                self._ports.prober.watch(target)
+            case i.ForgetProbes(container):
+                self._ports.prober.forget(machine.uid, container)
             case i.Forget():
                 self._forget(machine.uid)
+            case i.PullImage() | i.RunHook():
+                self._begin_slow(machine.uid, instruction)
             case _:
                 self._enqueue(machine.uid, instruction)
 
@@ -207,6 +230,7 @@ class Worker:
         self.machines.pop(uid, None)
         for key in [key for key in self._timers if key[0] == uid]:
             self._timers.pop(key).cancel()
+        self._ports.prober.forget(uid)
         self._enqueue(uid, _Purge(record_only=True))
 
     # ---- steps ----
@@ -215,6 +239,26 @@ class Worker:
             return
         self._waiting.append((uid, step))
         self._fill()
+
+    def _begin_slow(self, uid: str, step: i.Step) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(uid, step), name=f"slow step {uid}")
+        self._slow.setdefault(uid, set()).add(task)
+        task.add_done_callback(lambda done: self._finished_slow(uid, done))
+
+    def _finished_slow(self, uid: str, task: asyncio.Task[None]) -> None:
+        tasks = self._slow.get(uid, set())
+        tasks.discard(task)
+        if not tasks:
+            self._slow.pop(uid, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a step failed in the agent itself", exc_info=task.exception())
+
+    async def _end_slow(self, uid: str) -> None:
+        """What is still being pulled for a pod that ends, and its hooks."""
+        tasks = list(self._slow.get(uid, ()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fill(self) -> None:
         while self._waiting and len(self._tasks) < MAX_STEPS:
@@ -256,7 +300,10 @@ class Worker:
         except NetworkFault as fault:
             return i.Failed(step, "NetworkNotReady", str(fault))
         except ImageFault as fault:
-            return i.Failed(step, fault.reason, fault.message, retryable=fault.reason not in PERMANENT_IMAGE_FAULTS)
+            retryable = fault.reason not in PERMANENT_IMAGE_FAULTS
+            return i.Failed(step, fault.reason, fault.message, retryable=retryable, retry_after=fault.retry_after)
+        except VolumeFault as fault:
+            return i.Failed(step, "FailedMount", str(fault))
         except StateFault as fault:
             log.error("%s", fault)
             return i.Failed(step, "NodeStateNotSaved", str(fault))
@@ -273,11 +320,32 @@ class Worker:
                 return await ports.network.attach(uid, netns)
             case i.HoldImage(_, name, holder):
                 return await ports.images.hold(holder, name)
+            case i.PullImage():
+                return await self._pull(uid, step)
+            case i.PrepareVolumes(specs):
+                return await ports.volumes.prepare(uid, specs)
+            case i.RunHook(id, _, handler, host, named, timeout):
+                return await ports.hooks.run(id, handler, host, named, timeout)
+            case i.ReadLogTail(id):
+                path = log_path(self._node.log_root, uid, id.name, id.attempt)
+                return await tail_of(ports.logs, path, TAIL_LINES, TAIL_BYTES)
             case i.Start(spec):
                 state = await ports.runtime.start(spec)
                 self.counts.started += 1
                 self.counts.restarts += spec.id.attempt > 0
                 return state
+            case _:
+                await self._put(uid, step)
+                return None
+
+    async def _put(self, uid: str, step: i.Step) -> None:
+        """The steps without an answer."""
+        ports = self._ports
+        match step:
+            case i.UpdateVolumes(specs):
+                await ports.volumes.update(uid, specs)
+            case i.FreeVolumes():
+                await ports.volumes.free(uid)
             case i.Signal(id, number):
                 await ports.runtime.signal(id, number)
             case i.RemoveContainer(id):
@@ -286,12 +354,28 @@ class Worker:
             case i.Detach():
                 await ports.network.detach(uid)
             case i.RemoveSandbox(holders):
+                await self._end_slow(uid)
                 await self._free(uid, holders)
             case i.Save(record):
                 await ports.state.save_pod(record)
             case _:
-                assert_never(step)
-        return None
+                raise AssertionError(f"no such step: {step}")
+
+    async def _pull(self, uid: str, step: i.PullImage) -> Image:
+        loop, said = asyncio.get_running_loop(), 0.0
+
+        def progress(text: str) -> None:
+            nonlocal said
+            if loop.time() - said >= PROGRESS_S:
+                said = loop.time()
+                self.post(uid, i.Progress(step, text))
+
+        pulled = await self._ports.images.pull(step.name, step.credentials, progress)
+        held = await self._ports.images.hold(step.holder, step.name)
+        if held is None:
+            raise ImageFault("ErrImagePull", f"image {pulled.id} was removed again at once")
+        self._images_changed()
+        return held
 
     async def _free(self, uid: str, holders: Sequence[str]) -> None:
         await self._ports.runtime.remove_sandbox(uid)
@@ -323,9 +407,10 @@ class Worker:
                 await self._ports.network.detach(uid)
                 held = [one for one in await self._ports.images.holders() if one.partition("/")[0] == uid]
                 await self._free(uid, held)
+                await self._ports.volumes.free(uid)
             if uid not in self.machines:
                 await self._ports.state.remove_pod(uid)
-        except (RuntimeFault, NetworkFault, StateFault, ImageFault, OSError) as fault:
+        except (RuntimeFault, NetworkFault, StateFault, ImageFault, VolumeFault, OSError) as fault:
             log.warning("pod %s could not be freed yet: %s", uid, fault)
             delay = min(2.0 ** min(purge.failures, 5), 30.0)
             again = _Purge(purge.record_only, purge.failures + 1)

@@ -143,20 +143,6 @@ def test_only_the_last_two_runs_stay_on_the_disk() -> None:
     assert removed == [0, 1]
 
 
-def test_an_image_that_is_not_here_says_so_and_is_looked_for_again() -> None:
-    driver = Driver(images={})
-    driver.begin()
-    driver.settle()
-    waiting = driver.container.state.waiting
-    assert waiting.reason == "ErrImageNotPresent"
-    assert waiting.message == "image app:1 is not on node n1; load it with: shoal image load"
-    assert driver.status.phase == "Pending" and not driver.open
-    driver.images["app:1"] = IMAGE
-    assert "HoldImage" in kinds(driver.send(i.ImagesChanged()))
-    driver.settle()
-    assert driver.status.phase == "Running"
-
-
 def test_an_image_with_no_command_waits_with_the_reason() -> None:
     bare = Image("sha256:1", "sha256:2", ("x",), 1, ("/l",), ImageConfig())
     driver = Driver(images={"app:1": bare})
@@ -249,9 +235,9 @@ def test_an_exit_that_overtakes_the_answer_of_its_start_is_not_undone() -> None:
 def test_b39_a_graceful_end_saves_signals_waits_kills_frees_and_reports() -> None:
     driver = running()
     out = driver.send(i.Assigned(deleted(driver.machine.pod, grace=7)))
-    assert kinds(out) == ["SetTimer", "Save"]
-    assert out[0] == i.SetTimer("grace", 7)
-    assert driver.done(i.Save) == [i.Signal(ContainerID(UID, "app", 0), signal.SIGTERM)]
+    assert kinds(out) == ["Save", "Publish"] and not driver.container.ready
+    out = driver.done(i.Save)
+    assert out == [i.Signal(ContainerID(UID, "app", 0), signal.SIGTERM), i.SetTimer("grace app", 7)]
     driver.settle()
     driver.pass_time(6.9)
     assert driver.last(i.Signal).signal == signal.SIGTERM
@@ -309,7 +295,7 @@ def test_a_shorter_grace_given_later_counts_from_the_same_start() -> None:
     driver.settle()
     driver.pass_time(10)
     driver.send(i.Assigned(deleted(pod, grace=15)))
-    assert driver.timers["grace"] == NOW + 15
+    assert driver.timers["grace app"] == NOW + 15
 
 
 def test_a_stop_in_mid_start_ends_the_container_when_it_has_started() -> None:
@@ -429,7 +415,7 @@ def test_a_stop_that_was_cut_off_goes_on_with_what_is_left_of_its_grace() -> Non
     driver.settle()
     driver.pass_time(12)
     fresh = again(driver, [state(0)])
-    assert fresh.timers["grace"] == pytest.approx(NOW + 30)
+    assert fresh.timers["grace app"] == pytest.approx(NOW + 30)
     assert fresh.last(i.Signal).signal == signal.SIGTERM
     driver.pass_time(40)
     late = again(driver, [state(0)])

@@ -158,7 +158,7 @@ async def test_a_start_without_trouble_waits_for_its_news(world: World) -> None:
         agent.outbox.put(waiting)
         await asyncio.sleep(0.101)
         assert newest(pipe, "x")[0] == waiting
-        waiting.status.containerStatuses[0].state.waiting.reason = "ErrImageNotPresent"
+        waiting.status.containerStatuses[0].state.waiting.reason = "ErrImagePull"
         agent.outbox.put(waiting)
         await asyncio.sleep(0.001)
         assert newest(pipe, "x")[0] == waiting

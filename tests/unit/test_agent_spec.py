@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shoal.agent.images.port import Image, ImageConfig
+from shoal.agent.objects import MemoryObjects
+from shoal.agent.pods.config import environment
 from shoal.agent.pods.spec import (
     NodeFacts,
     container_spec,
@@ -24,7 +26,9 @@ GIB = 1 << 30
 
 
 def spec_of(pod: o.Pod, image: Image = IMAGE, attempt: int = 0, node: NodeFacts = NODE) -> ContainerSpec:
-    return container_spec(pod, pod.spec.containers[0], image, attempt, "10.244.0.2", node)
+    container = pod.spec.containers[0]
+    env = environment(pod, container, MemoryObjects(), node, "10.244.0.2")
+    return container_spec(pod, container, image, attempt, "10.244.0.2", node, env)
 
 
 def image_with(config: ImageConfig) -> Image:

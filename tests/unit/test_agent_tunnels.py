@@ -248,7 +248,7 @@ async def test_an_image_that_is_loaded_lets_waiting_pods_start(world: World) -> 
         pod.spec.containers[0].image = "extra:1"
         pipe = await world.master.welcomed(-1, pod)
         report = await world.reports(
-            pipe, UID, lambda r: r.status.containerStatuses[0].state.waiting.reason == "ErrImageNotPresent"
+            pipe, UID, lambda r: r.status.containerStatuses[0].state.waiting.reason == "ErrImagePull"
         )
         assert report.status.phase == "Pending"
         tunnel = await ask(world, pipe, image_load=s.ImageLoadOpen(name=""))
