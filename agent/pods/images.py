@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shoal.agent.images import names
+from shoal.agent.images.auth import credentials_of
 from shoal.agent.images.port import Credential, Image, ImageFault
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.backoff import pull_delay
@@ -126,11 +127,6 @@ class Pulling:
         """What its pull depends on has changed."""
         self.look_again(container)
         container.pull_resting = False
-
-
-def credentials_of(secret: o.Secret) -> Sequence[Credential]:
-    """Until the registry client can read them."""
-    return ()
 
 
 def pull_policy(container: o.Container) -> str:

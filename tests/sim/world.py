@@ -35,7 +35,7 @@ from tests.sim.loop import START, SimulatedLoop
 from tests.sim.watchdog import Watchdog
 
 WALL_START = 1_700_000_000.0  # CLOCK_REALTIME when the simulation begins
-IMAGE, REMOTE = "app", "docker.io/library/app:latest"  # pulled: it has no tag
+IMAGE = "app"  # pulled: it has no tag
 MIB = 1 << 20
 
 
@@ -75,7 +75,7 @@ class SimNode:
         self.machine = FakeMachine(name, 2000)
         self.runtime = WatchedRuntime(world.now, name, world.watchdog)
         self.images = FakeImages()
-        self.images.remote[REMOTE] = ImageConfig(cmd=("run",))
+        self.images.publish(IMAGE, ImageConfig(cmd=("run",)))
         self.network = FakeNetwork()
         self.state = MemoryState()
         self.logs = MemoryLogFiles()
