@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shoal.proto import known, names
+from shoal.proto import known, names, podsecurity
 from shoal.proto.defaults import apply_defaults
 from shoal.proto.errors import MAX_PROBLEMS, FieldError, join, keyed
 from shoal.proto.rules import storage
@@ -135,6 +135,9 @@ def _owners(metadata: o.ObjectMeta, report: Report) -> None:
 
 # ---- kinds ----
 def _namespace(obj: o.Namespace, report: Report) -> None:
+    if podsecurity.LABEL in obj.metadata.labels:
+        wrong = names.not_one_of(obj.metadata.labels[podsecurity.LABEL], podsecurity.LEVELS)
+        say(report, keyed("metadata.labels", podsecurity.LABEL), wrong)
     for index, finalizer in enumerate(obj.spec.finalizers):
         if finalizer not in KNOWN_FINALIZERS:
             say(report, f"spec.finalizers[{index}]", names.not_finalizer(finalizer))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from shoal.master.api import podsecurity
 from shoal.master.api.faults import Forbidden, Invalid, invalid_object
 from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, Object, TooLarge, View, key_of
 from shoal.proto import known
@@ -110,7 +111,7 @@ def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
         meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
     _clear_servers_fields(obj)
     apply_defaults(obj)
-    problems = [*validate(obj), *_creation_problems(view, obj)]
+    problems = [*validate(obj), *_creation_problems(view, obj), *podsecurity.problems(view, obj)]
     if problems:
         raise invalid_object(str(key_of(obj)), problems)
     _check_namespace(view, obj)
@@ -168,7 +169,7 @@ def _check_size(obj: Object) -> None:
         raise TooLarge(f"{key_of(obj)} has {size} bytes: at most {OBJECT_BYTES} are stored")
 
 
-def prepare_update(old: Object, new: Object) -> None:
+def prepare_update(view: View, old: Object, new: Object) -> None:
     """Turns `new` into the successor of `old`, in place: equal to it when nothing was changed. Raises Fault."""
     _refuse_certificates(old)
     key = key_of(old)
@@ -176,7 +177,7 @@ def prepare_update(old: Object, new: Object) -> None:
         raise Conflict(f"{key} is another object now (uid {old.metadata.uid}, not {new.metadata.uid}): read it again")
     _keep_servers_fields(old, new)
     apply_defaults(new)
-    problems = [*validate_update(old, new), *_late_finalizers(old, new)]
+    problems = [*validate_update(old, new), *_late_finalizers(old, new), *podsecurity.problems(view, new, old)]
     if problems:
         raise invalid_object(str(key), problems)
     if has_spec(new) and _spec(new) != _spec(old):

@@ -22,6 +22,7 @@ from shoal.master.model import (
     NotFound,
     Object,
     Record,
+    View,
     key_of,
 )
 from shoal.master.stores import StoreFace
@@ -111,7 +112,7 @@ class Writes:
             key, revision = key_of(message), admission.precondition(request.objects[index], message)
             if request.status_only and key.kind in admission.STATUS_BY_AGENT:
                 raise Forbidden(f"{key}: its status is written by its node's agent and the master only")
-            edit = Edit(_successor(message, request.status_only))
+            edit = Edit(_successor(self._store.view, message, request.status_only))
             done = self._already_so(key, edit, revision)
             change = Modify(key, edit, revision=0 if done else revision)
             return Attempt(change, edit, "configured")
@@ -185,7 +186,7 @@ class Writes:
         manifest = _manifest(message)
         key, revision = key_of(message), admission.precondition(envelope, message)
         if self._store.view.record(key) is not None:
-            edit = Edit(_applied(message, manifest))
+            edit = Edit(_applied(self._store.view, message, manifest))
             done = self._already_so(key, edit, revision)
             return Attempt(Modify(key, edit, revision=0 if done else revision), edit, "configured")
         message.metadata.annotations[LAST_APPLIED] = manifest
@@ -298,27 +299,27 @@ def envelope_of(record: Record) -> c.Object:
     return c.Object(kind=record.key.kind, body=record.body, revision=record.revision)
 
 
-def _successor(message: Object, status_only: bool) -> Callable[[Object], Object]:
+def _successor(view: View, message: Object, status_only: bool) -> Callable[[Object], Object]:
     def change(old: Object) -> Object:
         if status_only:
             new = clone(old)
             admission.copy_status(message, new)
             return new
         new = clone(message)
-        admission.prepare_update(old, new)
+        admission.prepare_update(view, old, new)
         return new
 
     return change
 
 
-def _applied(message: Object, manifest: str) -> Callable[[Object], Object]:
+def _applied(view: View, message: Object, manifest: str) -> Callable[[Object], Object]:
     def change(old: Object) -> Object:
         last = None
         if text := old.metadata.annotations.get(LAST_APPLIED):
             last = _last_manifest(text, type(message))
         new = merge(clone(old), last, message)
         new.metadata.annotations[LAST_APPLIED] = manifest
-        admission.prepare_update(old, new)
+        admission.prepare_update(view, old, new)
         return new
 
     return change

@@ -27,7 +27,7 @@ from shoal.master.controllers.base import (
 )
 from shoal.master.controllers.claims import claim, matches
 from shoal.master.controllers.pods import ALPHABET, new_uid
-from shoal.master.controllers.replicaset import news_of_orphan, wanted
+from shoal.master.controllers.replicaset import REPLICA_FAILURE, news_of_orphan, wanted
 from shoal.master.model import Change, Create, Delete, Event, Key, Modify, Object, View, key_of
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -292,6 +292,7 @@ def report(deployment: o.Deployment, new: Member | None, members: list[Member], 
     status.readyReplicas = status.availableReplicas = available
     status.unavailableReplicas = max(0, max(total, sum(m.size for m in members)) - available)
     available_condition(status, available >= desired(deployment) - MAX_UNAVAILABLE, now)
+    failure_condition(status, members, now)
     outcome.again = progress_condition(deployment, status, new, now)
     if status == deployment.status:
         return
@@ -318,6 +319,18 @@ def available_condition(status: o.DeploymentStatus, enough: bool, now: float) ->
         message=f"Deployment {'has' if enough else 'does not have'} minimum availability.",
     )
     update_condition(status, new, now)
+
+
+def failure_condition(status: o.DeploymentStatus, members: list[Member], now: float) -> None:
+    """What keeps a ReplicaSet from making its pods, as it says itself."""
+    for found in (condition(m.rs.status.conditions, REPLICA_FAILURE) for m in members):
+        if found is not None:
+            new = o.Condition(type=found.type, status=found.status, reason=found.reason, message=found.message)
+            update_condition(status, new, now)
+            return
+    kept = [found for found in status.conditions if found.type != REPLICA_FAILURE]
+    del status.conditions[:]
+    status.conditions.extend(kept)
 
 
 def progress_condition(

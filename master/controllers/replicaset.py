@@ -20,21 +20,25 @@ from shoal.master.controllers.base import (
     owner_keys,
     ready,
     seconds,
+    set_condition,
     terminate,
     terminating,
 )
 from shoal.master.controllers.claims import claim, matches
 from shoal.master.controllers.pods import crowding, deletion_order, new_name, new_uid, pod_from
 from shoal.master.model import Change, Create, Event, Key, Modify, Object, View
+from shoal.proto import podsecurity
 from shoal.proto.v1 import objects_pb2 as o
 
 FAILURE_HOLD_MAX_SECONDS = 300.0
+REPLICA_FAILURE = "ReplicaFailure"  # the condition of one that cannot make its pods
 FAILURE_DOUBLINGS = 10
 BURST = 500  # pods made or ended in one call, so that one owner does not fill a whole cycle
 
 
 def controller(rng: Rng) -> Controller:
-    return Controller("replicaset", {"ReplicaSet": own_key, "Pod": pod_keys}, partial(_call, rng))
+    watches = {"ReplicaSet": own_key, "Pod": pod_keys, "Namespace": namespace_keys}
+    return Controller("replicaset", watches, partial(_call, rng))
 
 
 def _call(rng: Rng, view: View, key: Key, now: float) -> Outcome:
@@ -51,6 +55,14 @@ def pod_keys(view: View, event: Event) -> Iterable[Key]:
         if isinstance(rs, o.ReplicaSet) and matches(rs.spec.selector, pod.metadata.labels):
             keys.add(Key("ReplicaSet", rs.metadata.namespace, rs.metadata.name))
     return keys
+
+
+def namespace_keys(view: View, event: Event) -> Iterable[Key]:
+    """Everything in a namespace whose pod security level has become another."""
+    before, after = (podsecurity.level(r.message.metadata.labels) if r else "" for r in (event.old, event.new))
+    if not before or before == after:
+        return ()
+    return [Key("ReplicaSet", event.key.name, rs.metadata.name) for rs in view.all("ReplicaSet", event.key.name)]
 
 
 def news_of_orphan(event: Event) -> bool:
@@ -80,7 +92,11 @@ def reconcile(view: View, key: Key, now: float, rng: Rng) -> Outcome:
         done.append(f"released {count(claimed.released, 'pod')}")
     missing = wanted(rs) - len(pods)
     hold = failure_hold(claimed.mine, now)
-    if missing > 0 and hold > 0:
+    refusal = forbidden(view, rs) if missing > 0 else ""
+    if refusal:
+        done.append(f"could not create pods: {refusal}")
+        outcome.said.append(Said(rs, "Warning", "FailedCreate", refusal))
+    elif missing > 0 and hold > 0:
         outcome.again = hold
     elif missing > 0 and not terminating(rs) and not namespace_closing(view, key.namespace):
         made = create_pods(view, rs, min(missing, BURST), now, rng)
@@ -93,7 +109,7 @@ def reconcile(view: View, key: Key, now: float, rng: Rng) -> Outcome:
         done.append(f"deleted {count(len(ended), 'pod')}")
         outcome.said.append(Said(rs, "Normal", "SuccessfulDelete", done[-1].capitalize()))
     outcome.did = ", ".join(done)
-    status = write_status(rs, pods)
+    status = write_status(rs, pods, refusal, now)
     if status is not None:
         outcome.changes.append(status)
     return outcome
@@ -145,7 +161,16 @@ def siblings(view: View, rs: o.ReplicaSet, pods: list[o.Pod]) -> list[o.Pod]:
     return list(own.values())
 
 
-def write_status(rs: o.ReplicaSet, pods: list[o.Pod]) -> Change | None:
+def forbidden(view: View, rs: o.ReplicaSet) -> str:
+    """Why its namespace, as it is labelled now, refuses its pods; "" when it does not."""
+    namespace = view.get("Namespace", "", rs.metadata.namespace)
+    enforced = podsecurity.level(namespace.metadata.labels if namespace is not None else {})
+    found = podsecurity.violations(rs.spec.template.spec, "spec.template.spec", enforced)
+    more = f"; {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0]}{more}" if found else ""
+
+
+def write_status(rs: o.ReplicaSet, pods: list[o.Pod], refusal: str, now: float) -> Change | None:
     """None when the object already says so."""
     template = dict(rs.spec.template.metadata.labels).items()
     wants = o.ReplicaSetStatus(
@@ -154,8 +179,11 @@ def write_status(rs: o.ReplicaSet, pods: list[o.Pod]) -> Change | None:
         readyReplicas=sum(map(ready, pods)),
         availableReplicas=sum(map(ready, pods)),
         observedGeneration=rs.metadata.generation,
-        conditions=rs.status.conditions,
+        conditions=(found for found in rs.status.conditions if refusal or found.type != REPLICA_FAILURE),
     )
+    if refusal:
+        failure = o.Condition(type=REPLICA_FAILURE, status="True", reason="FailedCreate", message=refusal)
+        set_condition(wants.conditions, failure, now)
     if wants == rs.status:
         return None
 

@@ -1,0 +1,32 @@
+"""Pod security at admission: pods, and templates of pods, against the level of their namespace (pure)."""
+
+from __future__ import annotations
+
+from shoal.master.model import Object, View
+from shoal.proto import podsecurity
+from shoal.proto.errors import FieldError
+from shoal.proto.v1 import objects_pb2 as o
+
+
+def enforced(view: View, namespace: str) -> str:
+    """The level of a namespace as it is now."""
+    found = view.get("Namespace", "", namespace)
+    return podsecurity.level(found.metadata.labels if found is not None else {})
+
+
+def problems(view: View, obj: Object, old: Object | None = None) -> list[FieldError]:
+    """What the namespace forbids of an object that is to be created; of a change only if it touches the pods' spec, so
+    that what was allowed before can still be scaled or labelled. Kubernetes only warns about templates; but their
+    pods could never be made."""
+    spec, path = _pods(obj)
+    if spec is None or (old is not None and _pods(old)[0] == spec):
+        return []
+    return podsecurity.violations(spec, path, enforced(view, obj.metadata.namespace))
+
+
+def _pods(obj: Object) -> tuple[o.PodSpec | None, str]:
+    if isinstance(obj, o.Pod):
+        return obj.spec, "spec"
+    if isinstance(obj, o.Deployment | o.ReplicaSet):
+        return obj.spec.template.spec, "spec.template.spec"
+    return None, ""
