@@ -15,6 +15,10 @@ from collections.abc import Mapping
 
 from shoal.agent.runtime import devices
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 CPU_PERIOD_US = 100_000  # quotas are per 100 ms
 MIN_CPU_QUOTA_US = 1000  # the kernel refuses less
 SHARES_MIN, SHARES_MAX = 2, 262_144
@@ -25,6 +29,8 @@ EMPTY_POLL_S = 0.005  # where cgroup.events cannot be polled
 NO_BPF = (errno.ENOSYS, errno.EINVAL, errno.EPERM)  # no bpf(2), no cgroup programs, or locked down
 V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "devices")
 V2_CONTROLLERS = ("cpu", "memory", "pids")
+PRESSURES = ("cpu", "memory", "io")
+NO_LIMIT = 1 << 60  # v1 writes the largest number of whole pages for none
 
 
 class CgroupError(Exception):
@@ -144,6 +150,20 @@ class Cgroups:
     def usage(self, path: str) -> tuple[float, int, int]:
         """(CPU seconds, working set in bytes, processes); zeros for a cgroup that is gone."""
         raise NotImplementedError
+
+    def resources(self, path: str) -> dict[str, Any]:
+        """port.Resources' fields, of a cgroup that is about to go; 0 where the kernel does not say."""
+        raise NotImplementedError
+
+    def pressure(self, path: str) -> dict[str, list[float]]:
+        """Resource -> seconds that some and all processes stood still for it (PSI); {} where nobody counts them."""
+        root, found = self.events_root(), {}
+        for name in PRESSURES:
+            lines = _read(f"{root}/{path}/{name}.pressure").splitlines() if root else []
+            totals = {line.split()[0]: int(line.rpartition("total=")[2]) for line in lines if "total=" in line}
+            if totals:
+                found[name] = [totals.get("some", 0) / 1e6, totals.get("full", 0) / 1e6]
+        return found
 
     def pids(self, path: str) -> set[int]:
         """Processes of the cgroup and all below, in the caller's pid namespace."""
@@ -296,6 +316,21 @@ class CgroupsV1(Cgroups):
         pids = _number(_read(self._file("pids", path, "pids.current")))
         return nanoseconds / 1e9, max(memory - inactive, 0), pids
 
+    def resources(self, path: str) -> dict[str, Any]:
+        cpu = _flat(_read(self._file("cpu", path, "cpu.stat")))
+        limit = _number(_read(self._file("memory", path, "memory.limit_in_bytes")))
+        return {
+            "peak_memory_bytes": _number(_read(self._file("memory", path, "memory.max_usage_in_bytes"))),
+            "memory_limit_bytes": limit if limit < NO_LIMIT else 0,
+            "cpu_seconds": _number(_read(self._file("cpuacct", path, "cpuacct.usage"))) / 1e9,
+            "periods": cpu.get("nr_periods", 0),
+            "throttled_periods": cpu.get("nr_throttled", 0),
+            "throttled_seconds": cpu.get("throttled_time", 0) / 1e9,
+            "oom_kills": self.oom_kills(path),
+            "refused_forks": _flat(_read(self._file("pids", path, "pids.events"))).get("max", 0),
+            "pressure": self.pressure(path),
+        }
+
 
 class CgroupsV2(Cgroups):
     """The v2 tree with its controllers."""
@@ -364,6 +399,21 @@ class CgroupsV2(Cgroups):
         inactive = _flat(_read(f"{folder}/memory.stat")).get("inactive_file", 0)
         memory = _number(_read(f"{folder}/memory.current"))
         return microseconds / 1e6, max(memory - inactive, 0), _number(_read(f"{folder}/pids.current"))
+
+    def resources(self, path: str) -> dict[str, Any]:
+        folder = f"{self.root}/{path}"
+        cpu = _flat(_read(f"{folder}/cpu.stat"))
+        return {
+            "peak_memory_bytes": _number(_read(f"{folder}/memory.peak")),
+            "memory_limit_bytes": _number(_read(f"{folder}/memory.max")),  # "max" is 0
+            "cpu_seconds": cpu.get("usage_usec", 0) / 1e6,
+            "periods": cpu.get("nr_periods", 0),
+            "throttled_periods": cpu.get("nr_throttled", 0),
+            "throttled_seconds": cpu.get("throttled_usec", 0) / 1e6,
+            "oom_kills": self.oom_kills(path),
+            "refused_forks": _flat(_read(f"{folder}/pids.events")).get("max", 0),
+            "pressure": self.pressure(path),
+        }
 
 
 def hierarchies(mountinfo: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from shoal.agent.runtime.port import (
     Exit,
     Exited,
     ProbeRun,
+    Resources,
     RuntimeEvent,
     RuntimeFault,
     RuntimeGone,
     Sandbox,
     SandboxSpec,
+    Stall,
     Started,
     StartError,
     Usage,
@@ -405,7 +407,19 @@ def _id(run: records.Run) -> ContainerID:
 
 
 def _exit(record: records.Record) -> Exit:
-    return Exit(record["code"], record["signal"], record["oom"], record["at"], record["reason"])
+    """Also of a record that an earlier version wrote."""
+    message, found = record.get("message") or "", record.get("resources")
+    return Exit(
+        record["code"], record["signal"], record["oom"], record["at"], record["reason"], message, _resources(found)
+    )
+
+
+def _resources(found: Mapping[str, Any] | None) -> Resources | None:
+    if not found:
+        return None
+    pressure = {name: Stall(*seconds) for name, seconds in (found.get("pressure") or {}).items()}
+    known = {field.name for field in fields(Resources)}
+    return Resources(**{name: value for name, value in found.items() if name in known} | {"pressure": pressure})
 
 
 def _state(run: records.Run) -> ContainerState:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from shoal.agent.runtime import launch, records, wire
+from shoal.agent.runtime import launch, wire
 
 REAPED_SECONDS = 5.0  # how long the spawner may take to tell an orphan's code
 PREFIX = "exec/"  # of the keys of their duplicates
@@ -118,8 +117,9 @@ class Executions:
 
 def write_code(status_pipe: int, status: int) -> None:
     """Tells the agent an exit code (`status` is a wait status)."""
+    code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
     try:
-        os.write(status_pipe, f"{records.exit_of_status(status, time.time())['code']}\n".encode())
+        os.write(status_pipe, f"{code}\n".encode())
     except OSError:
         pass  # the agent no longer listens
 

@@ -5,7 +5,7 @@ What a container does is scripted by its first words (or by `script`):
     exit CODE            ends at once             run                 runs until a signal ends it (also: any other word)
     sleep SECONDS [CODE] ends after a while       stubborn            ignores all signals but KILL
     graceful SECONDS     TERM: ends with 0 later  oom SECONDS         is killed for its memory
-    fail REASON TEXT     cannot be started
+    fail REASON TEXT     cannot be started           say CODE TEXT     ends at once with TEXT in its termination file
 
 exec knows `echo WORDS`, `cat`, `exit CODE`, `sleep SECONDS`; any other command is not found. The object is the node: it
 outlives agents that crash. `gone = True` is a dead spawner: calls raise RuntimeGone, containers go on.
@@ -28,6 +28,7 @@ from shoal.agent.runtime.port import (
     Exit,
     Exited,
     ProbeRun,
+    Resources,
     RuntimeEvent,
     RuntimeFault,
     RuntimeGone,
@@ -40,6 +41,7 @@ from shoal.agent.runtime.port import (
 
 FIRST_PID = 1000
 UNKNOWN = "ContainerStatusUnknown"
+RESOURCES = Resources(peak_memory_bytes=1 << 20, memory_limit_bytes=0, cpu_seconds=0.01)
 USAGE = Usage(cpu_seconds=0.0, memory_bytes=1 << 20, pids=1)
 
 
@@ -53,6 +55,7 @@ class Behaviour:
     term: float = 0.0  # inf: ignores it
     term_code: int = 128 + signals.SIGTERM
     start_error: StartError | None = None
+    message: str = ""  # in its termination file, when the spec has one
 
 
 def by_words(spec: ContainerSpec) -> Behaviour:
@@ -68,6 +71,8 @@ def by_words(spec: ContainerSpec) -> Behaviour:
         return Behaviour(term=float(args[0]), term_code=0)
     if word == "oom":
         return Behaviour(float(args[0]), 128 + signals.SIGKILL, oom=True)
+    if word == "say":
+        return Behaviour(0.0, int(args[0]), message=" ".join(args[1:]) if spec.termination_path else "")
     if word == "fail":
         return Behaviour(start_error=StartError(args[0], " ".join(args[1:])))
     return Behaviour()
@@ -183,6 +188,8 @@ class FakeRuntime:
             return
         for timer in run.timers:
             timer.cancel()
+        if run.state.pid and exit.resources is None and exit.reason != UNKNOWN:
+            exit = replace(exit, message=run.behaviour.message, resources=RESOURCES)
         run.state = replace(run.state, exit=exit)
         if not run.begun.done():
             run.begun.set_result(None)

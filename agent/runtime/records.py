@@ -21,7 +21,8 @@ from typing import Any
 
 from shoal.agent.runtime.trees import delete_tree
 
-RESERVED = 4096  # bytes, one block: every started and exit record fits into it
+RESERVED = 4096  # bytes, one block: every started record, and every exit record without a message, fits into it
+EXIT_RESERVED = 2 * RESERVED  # most messages are short; one that does not fit on a full disk is left out
 UNKNOWN = "ContainerStatusUnknown"
 UNKNOWN_CODE = 137
 
@@ -57,9 +58,9 @@ def work_folder(data: str, pod: str, name: str, attempt: int) -> str:
     return f"{data}/pods/{pod}/work/{name}-{attempt}"
 
 
-def reserve(folder: str, name: str) -> None:
+def reserve(folder: str, name: str, size: int = RESERVED) -> None:
     """Takes the disk space of a later record, so that a full disk cannot refuse it. Raises OSError."""
-    _store(f"{folder}/{name}.reserved", b"".ljust(RESERVED))
+    _store(f"{folder}/{name}.reserved", b"".ljust(size))
 
 
 def write(folder: str, name: str, record: Record) -> None:
@@ -72,8 +73,14 @@ def write(folder: str, name: str, record: Record) -> None:
 
 def write_exit(folder: str, record: Record) -> None:
     """Writes exit.json; the first one stays. Raises OSError."""
-    if not os.path.exists(f"{folder}/exit.json"):
+    if os.path.exists(f"{folder}/exit.json"):
+        return
+    try:
         write(folder, "exit", record)
+    except OSError:
+        if not record.get("message"):
+            raise
+        write(folder, "exit", {**record, "message": "", "resources": None})
 
 
 def _store(path: str, data: bytes) -> None:
@@ -144,10 +151,11 @@ def exit_record(code: int, signal: int, at: float, *, oom: bool = False, reason:
 
 
 def exit_of_status(status: int, at: float, *, oom_kills: int = 0) -> Record:
-    """The record for a wait status (waitpid(2)): 128 + n for signal n; an OOM kill shows as 137."""
+    """The record for a wait status (waitpid(2)): 128 + n for signal n. A failure while a process of the container was
+    killed for memory is told as such."""
     signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     code = 128 + signal if signal else os.WEXITSTATUS(status)
-    return exit_record(code, signal, at, oom=oom_kills > 0 and code == UNKNOWN_CODE)
+    return exit_record(code, signal, at, oom=oom_kills > 0 and code != 0)
 
 
 def unknown_exit(at: float) -> Record:

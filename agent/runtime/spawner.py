@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass, field
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import executions, explain, records, supervisor, syscalls, wire
+from shoal.agent.runtime import executions, exits, explain, records, supervisor, syscalls, wire
 from shoal.agent.runtime.settings import Settings, SettingsError, load
 from shoal.agent.runtime.wire import Kept
 
@@ -342,10 +342,11 @@ class Spawner:
         """A container (or exec) whose supervisor had died: its code is known here alone."""
         if kept.key.startswith("run/"):
             name, attempt = kept.facts["run"]
-            kills = self.cgroups.oom_kills(self.cgroups.container_path(pod.uid, name, attempt))
+            path = self.cgroups.container_path(pod.uid, name, attempt)
+            work = records.work_folder(self.settings.data, pod.uid, name, attempt)
             folder = records.run_folder(self.settings.data, pod.uid, name, attempt)
             try:
-                records.write_exit(folder, records.exit_of_status(status, time.time(), oom_kills=kills))
+                records.write_exit(folder, exits.of_status(status, self.cgroups, path, work))
             except OSError as fault:
                 log(f"cannot record the end of {pod.uid}/{name}/{attempt}: {fault}")
         elif pod.link is None:

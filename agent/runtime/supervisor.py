@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import executions, explain, launch, logs, namespaces, records, wire
+from shoal.agent.runtime import executions, exits, explain, launch, logs, namespaces, records, wire
 from shoal.agent.runtime.executions import Executions
 from shoal.agent.runtime.output import Output
 from shoal.agent.runtime.probes import Probes
@@ -366,7 +366,7 @@ class Supervisor:
         """Nothing is left when the disk refuses: then this id has never been tried."""
         os.makedirs(folder, mode=0o700, exist_ok=True)
         records.reserve(folder, "started")
-        records.reserve(folder, "exit")
+        records.reserve(folder, "exit", records.EXIT_RESERVED)
         if spec.get("log_path"):
             with open(f"{records.pod_folder(self.settings.data, self.pod)}/log-paths", "a") as file:
                 file.write(f"{spec['log_path']}\n")
@@ -440,12 +440,8 @@ class Supervisor:
             result = os.waitid(os.P_PIDFD, live.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if result is None:
                 return None
-            kills = self.cgroups.oom_kills(self._path(live))
-            status = result.si_status if result.si_code == os.CLD_EXITED else 0
-            number = 0 if result.si_code == os.CLD_EXITED else result.si_status
-            code = 128 + number if number else status
-            oom = kills > 0 and code == records.UNKNOWN_CODE
-            return records.exit_record(code, number, time.time(), oom=oom)
+            status = result.si_status << 8 if result.si_code == os.CLD_EXITED else result.si_status
+            return exits.of_status(status, self.cgroups, self._path(live), self._work(live))
         folder = records.run_folder(self.settings.data, self.pod, live.name, live.attempt)
         found = records.read(folder, "exit")
         if found is not None or last_chance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Protocol
 
 import pytest
@@ -92,6 +93,18 @@ class Contract:
         assert listed.exit is None
         await node.runtime.remove_container(self.id)
         assert list(await node.runtime.list()) == []
+
+    async def test_an_exit_tells_its_message_and_what_was_used(self, node: Node) -> None:
+        await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
+        events = node.runtime.events()
+        spec = replace(node.spec(self.id, "say", "3", "no database"), termination_path="/dev/termination-log")
+        await node.runtime.start(spec)
+        end = await until_exit(events, self.id)
+        assert (end.code, end.message.strip()) == (3, "no database")
+        assert end.resources is not None
+        assert end.resources.peak_memory_bytes > 0
+        (listed,) = await node.runtime.list()
+        assert listed.exit == end
 
     async def test_term_then_kill(self, node: Node) -> None:
         await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))

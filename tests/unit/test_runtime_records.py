@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.agent.runtime import records
+from shoal.agent.runtime import exits, records
 from shoal.agent.runtime.settings import Settings, SettingsError, load
 
 
@@ -49,6 +49,7 @@ def test_a_reserved_record_reuses_its_block(tmp_path: Path) -> None:
         (15, 0, (143, 15, False)),
         (139, 0, (139, 11, False)),
         (137 << 8, 2, (137, 0, True)),
+        (3 << 8, 1, (3, 0, True)),
         (0, 2, (0, 0, False)),
     ],
 )
@@ -134,3 +135,37 @@ def test_bad_settings_name_the_field(tmp_path: Path, content: str, message: str)
 def test_missing_settings(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load(str(tmp_path / "none.json"))
+
+
+def test_a_full_disk_costs_a_long_message_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record within the reserved blocks is taken; one with a message beyond them loses that."""
+    folder = str(tmp_path)
+    records.reserve(folder, "exit", records.EXIT_RESERVED)
+    write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) > records.EXIT_RESERVED:
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", full)
+    long = {**records.exit_record(7, 0, 1.0), "message": "\0" * 4096, "resources": {}}
+    records.write_exit(folder, long)
+    found = records.read(folder, "exit")
+    assert found is not None
+    assert (found["code"], found["message"]) == (7, "")
+
+
+def test_messages_are_the_files_end_and_never_a_link(tmp_path: Path) -> None:
+    file = tmp_path / "termination"
+    assert exits.termination_message(str(tmp_path)) == ""
+    file.write_bytes(b"x" * 5000 + b"\xff last")
+    message = exits.termination_message(str(tmp_path))
+    assert message.endswith("x\ufffd last")
+    assert len(message) == exits.MAX_MESSAGE
+    file.unlink()
+    file.symlink_to("/etc/passwd")
+    assert exits.termination_message(str(tmp_path)) == ""
+    file.unlink()
+    os.mkfifo(file)
+    assert exits.termination_message(str(tmp_path)) == ""
