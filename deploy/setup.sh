@@ -4,6 +4,7 @@
 #   setup.sh demo     what a development cluster needs of the system
 #   setup.sh test     the same, and what the tests need
 #   setup.sh etcd     etcd alone; prints where its binary is
+#   setup.sh registry docker's registry alone, for tests
 # Idempotent. Packages that carry a service (etcd, Prometheus) are unpacked into .tools, never installed, so that
 # nothing gets enabled or started. Elsewhere than on Debian it lists what is missing.
 set -euo pipefail
@@ -100,5 +101,6 @@ case "${1:-}" in
         [ -x "$TOOLS/etcd-server/usr/bin/etcd" ] || { command -v apt-get >/dev/null && unpack etcd-server usr/bin/etcd; }
         [ -x "$TOOLS/etcd-server/usr/bin/etcd" ] && echo "$TOOLS/etcd-server/usr/bin/etcd" || command -v etcd
         ;;
-    *) echo "usage: setup.sh venv|demo|test|etcd" >&2; exit 2 ;;
+    registry) unpack docker-registry usr/bin/docker-registry ;;
+    *) echo "usage: setup.sh venv|demo|test|etcd|registry" >&2; exit 2 ;;
 esac

@@ -78,17 +78,17 @@ def endpoints(registries: Mapping[str, Registry], domain: str) -> list[Endpoint]
 
 
 def own_endpoint(registries: Mapping[str, Registry], domain: str) -> Endpoint:
-    """Plain http only for what is configured so, or is this very machine, as docker does."""
+    """Plain http only for what is configured so, or is this very machine (and has no `ca`), as docker does."""
     settings = registries.get(domain) or registries.get(ANY) or Registry()
     host = DEFAULT_HOST if domain == DEFAULT_DOMAIN else domain
-    lax = settings.insecure or is_loopback(host)
+    lax = settings.insecure or (settings.ca is None and is_loopback(host))
     return Endpoint(host, "", ("https", "http") if lax else ("https",), not lax, settings.ca, domain)
 
 
 def _mirror(registries: Mapping[str, Registry], url: str) -> Endpoint:
     parts = urlsplit(url)
     settings = registries.get(parts.netloc) or Registry()
-    lax = settings.insecure or is_loopback(parts.netloc)
+    lax = settings.insecure or (settings.ca is None and is_loopback(parts.netloc))
     return Endpoint(parts.netloc, parts.path.rstrip("/"), (parts.scheme,), not lax, settings.ca, parts.netloc)
 
 
