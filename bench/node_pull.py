@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoal.agent.images.store import ImageStore
-from shoal.deploy.demo import oci_writer
 from tests import images as make
 from tests import registries
+
+from shoal.agent.images.store import ImageStore
+from shoal.deploy.demo import oci_writer
 
 LAYERS = 10
 PACKED_BYTES = 100_000_000
