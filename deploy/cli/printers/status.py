@@ -21,6 +21,14 @@ def is_true(conditions: Iterable[o.Condition], kind: str) -> bool:
 def pod_status(pod: o.Pod) -> str:
     """kubectl's STATUS column."""
     status = pod.status
+    word = _initializing(pod) or _running_word(status)
+    if pod.metadata.HasField("deletionTimestamp") and status.phase not in ("Succeeded", "Failed"):
+        return "Terminating"
+    return status.reason if status.reason == "Lost" else word
+
+
+def _running_word(status: o.PodStatus) -> str:
+    """What the app's containers are at."""
     word = status.reason or status.phase or "Unknown"
     running = False
     for container in reversed(status.containerStatuses):
@@ -33,9 +41,26 @@ def pod_status(pod: o.Pod) -> str:
             running = True
     if word == "Completed" and running:
         word = "Running" if is_true(status.conditions, "Ready") else "NotReady"
-    if pod.metadata.HasField("deletionTimestamp") and status.phase not in ("Succeeded", "Failed"):
-        return "Terminating"
-    return status.reason if status.reason == "Lost" else word
+    return word
+
+
+def _initializing(pod: o.Pod) -> str:
+    """Which init container the pod is at ("Init:1/3"), or what is wrong with it; "" when all have done their work."""
+    sidecars = {one.name for one in pod.spec.initContainers if one.restartPolicy == "Always"}
+    for number, container in enumerate(pod.status.initContainerStatuses):
+        state = container.state
+        if state.HasField("terminated") and state.terminated.exitCode == 0:
+            continue
+        if container.name in sidecars and container.started:
+            continue
+        if is_true(pod.status.conditions, "Initialized"):
+            return ""  # a sidecar that is started again holds nobody back
+        if state.HasField("terminated"):
+            return f"Init:{state.terminated.reason or _end(state.terminated)}"
+        if state.waiting.reason not in ("", "PodInitializing"):
+            return f"Init:{state.waiting.reason}"
+        return f"Init:{number}/{len(pod.spec.initContainers)}"
+    return ""
 
 
 def _end(ended: o.ContainerStateTerminated) -> str:
@@ -44,8 +69,11 @@ def _end(ended: o.ContainerStateTerminated) -> str:
 
 def restarts(pod: o.Pod) -> tuple[int, int]:
     """(how often its containers were restarted, when the last one ended in seconds since 1970 or 0)."""
-    last = max((c.lastState.terminated.finishedAt.seconds for c in pod.status.containerStatuses), default=0)
-    return sum(c.restartCount for c in pod.status.containerStatuses), last
+    sidecars = {one.name for one in pod.spec.initContainers if one.restartPolicy == "Always"}
+    counted = [c for c in pod.status.initContainerStatuses if c.name in sidecars or _initializing(pod)]
+    counted += pod.status.containerStatuses
+    last = max((c.lastState.terminated.finishedAt.seconds for c in counted), default=0)
+    return sum(c.restartCount for c in counted), last
 
 
 def why_not_ready(pod: o.Pod) -> str:
@@ -54,8 +82,12 @@ def why_not_ready(pod: o.Pod) -> str:
     if not pod.spec.nodeName:
         return (scheduled.message if scheduled is not None else "") or "it has not been placed on a node yet"
     reasons = []
-    for container in pod.status.containerStatuses:
+    for container in (*pod.status.initContainerStatuses, *pod.status.containerStatuses):
         state = container.state
+        if state.waiting.reason == "PodInitializing" or (
+            state.HasField("terminated") and not state.terminated.exitCode
+        ):
+            continue  # it waits for another, or has done its work
         said: Any = state.waiting if state.HasField("waiting") else state.terminated
         if state.HasField("waiting") or state.HasField("terminated"):
             detail = f": {said.message}" if said.message else ""
@@ -65,6 +97,9 @@ def why_not_ready(pod: o.Pod) -> str:
                 reasons.append(f"its last run ended with {ended.reason or 'code'} {ended.exitCode}")
     if reasons:
         return "; ".join(reasons)
+    ready = condition(pod.status.conditions, "Ready")
+    if ready is not None and ready.message:
+        return ready.message
     return pod.status.message or pod.status.reason or f"its node {pod.spec.nodeName} has not reported it as ready yet"
 
 
