@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def talking(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
     return TALKING
 
 
-def said(world: World, image: str, **fields: Object) -> str:
+def said(world: World, image: str, **fields: Any) -> str:
     return world.output(pod("p", container(image=image, **fields))).strip()
 
 
@@ -89,7 +90,7 @@ def test_b10_a_pod_goes_on_as_its_policy_says(world: World, policy: str, code: i
     assert status["lastState"]["terminated"]["exitCode"] == code
 
 
-def ended(world: World, script: str, **fields: Object) -> Object:
+def ended(world: World, script: str, **fields: Any) -> Object:
     world.run(pod("p", container(script, **fields), restartPolicy="Never"))
     return dict(world.status("p")["state"]["terminated"])
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.behaviours.world import Object, World, container, pod
 
-SHARED = {"volumes": [{"name": "shared", "emptyDir": {}}]}
+SHARED: Object = {"volumes": [{"name": "shared", "emptyDir": {}}]}
 MOUNT = [{"name": "shared", "mountPath": "/shared"}]
 
 
-def step(name: str, script: str, **fields: Object) -> Object:
+def step(name: str, script: str, **fields: Any) -> Object:
     """A container that shares a folder with the others."""
     return container(script, name, volumeMounts=MOUNT, **fields)
 
