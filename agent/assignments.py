@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
+from shoal.agent.objects import Referred, object_of
 from shoal.agent.state import NodeRange, Position
+from shoal.proto.references import Reference
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -22,6 +24,8 @@ class Change:
     removed_pods: Sequence[str] = ()
     nodes: Mapping[str, NodeRange] = field(default_factory=dict)
     removed_nodes: Sequence[str] = ()
+    objects: Sequence[Referred] = ()
+    removed_objects: Sequence[Reference] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ class Assembler:
 
 
 def _change_of(parts: Sequence[s.Assignments], position: Position, *, complete: bool) -> Change:
-    """Raises ValueError when a pod's bytes are not a pod, or not the one that they are said to be."""
+    """Raises ValueError when a pod's or an object's bytes are not one, or not the one that they are said to be."""
     pods: dict[str, o.Pod] = {}
     nodes: dict[str, NodeRange] = {}
     for part in parts:
@@ -121,7 +125,9 @@ def _change_of(parts: Sequence[s.Assignments], position: Position, *, complete: 
         nodes.update({n.name: NodeRange(n.address, n.pod_cidr) for n in part.upsert_nodes})
     removed_pods = [uid for part in parts for uid in part.remove_pods]
     removed_nodes = [name for part in parts for name in part.remove_nodes]
-    return Change(position, complete, pods, removed_pods, nodes, removed_nodes)
+    objects = [obj for part in parts for assigned in part.upsert_objects if (obj := object_of(assigned)) is not None]
+    removed_objects = [Reference(one.kind, one.namespace, one.name) for part in parts for one in part.remove_objects]
+    return Change(position, complete, pods, removed_pods, nodes, removed_nodes, objects, removed_objects)
 
 
 def _pod_of(assigned: s.AssignedPod) -> o.Pod:

@@ -23,6 +23,7 @@ from shoal.agent.pods.backoff import retry_delay
 from shoal.agent.pods.probing import Hooks, Prober
 from shoal.agent.pods.spec import NodeFacts
 from shoal.agent.pods.worker import Meter, NodePorts, Worker
+from shoal.agent.reclaim import Reclaimer
 from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeFault, Usage
 from shoal.agent.sampling import Sampler
 from shoal.agent.session import Connector, Session, SessionConfig
@@ -115,7 +116,8 @@ class Agent:
             node_ports, node, now, lambda report: self.outbox.put(report), meter, self._images_stale.set
         )
         self.network = NodeNetwork(ports.network, self._network_changed)
-        self.sync = Sync(config.node, node_ports, self.worker, self.network, now)
+        self.reclaimer = Reclaimer(ports.volumes, ports.objects, self.worker.machines, self._volumes_removed)
+        self.sync = Sync(config.node, node_ports, self.worker, self.network, self.reclaimer, now)
         self.tunnels = Tunnels(
             ports.connector,
             self.worker,
@@ -157,6 +159,7 @@ class Agent:
                 group.create_task(self._watch_images(), name="images")
                 await self.sync.restore()
                 self.restored = True
+                group.create_task(self.reclaimer.run(), name="reclaim")
                 self.session = self._session(identity.instance_id)
                 group.create_task(self.session.run(), name="session")
         finally:
@@ -230,6 +233,10 @@ class Agent:
     def _network_changed(self) -> None:
         self.reporter.network_fault = self.network.fault
         self._node_changed()
+
+    def _volumes_removed(self, names: Sequence[str]) -> None:
+        if self.session is not None:
+            self.session.volumes_removed(names)
 
     def _node_changed(self) -> None:
         if self.session is not None:

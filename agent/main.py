@@ -35,7 +35,7 @@ from shoal.agent.machines import DevNode, RealMachine
 from shoal.agent.metrics import AgentCollector, Durations
 from shoal.agent.network.linux import LinuxNetwork
 from shoal.agent.network.port import NetworkFault
-from shoal.agent.objects import MemoryObjects
+from shoal.agent.object_files import DiskObjects
 from shoal.agent.probes.hooks import LiveHooks
 from shoal.agent.probes.prober import LiveProber
 from shoal.agent.runtime import seccomp
@@ -174,7 +174,7 @@ async def serve(config: Config) -> None:
             volumes,
             prober,
             LiveHooks(runtime),
-            MemoryObjects(),
+            DiskObjects(config.data / "state", config.run),
             copier,
         )
         agent = Agent(core_config(config), ports, time.time, rng, durations)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -109,12 +109,18 @@ class Session:
         self._reported = s.NodeReport()
         self._report_due = False
         self._resync = ""
+        self._removed: set[str] = set()  # persistent volumes whose folders are gone
         self._last_why, self._told = "", 0
         outbox.wake = self._wake.set
 
     def node_changed(self) -> None:
         """The node's report may be another one now."""
         self._report_due = True
+        self._wake.set()
+
+    def volumes_removed(self, names: Iterable[str]) -> None:
+        """Told once; a master that has not heard it assigns the volumes again."""
+        self._removed.update(names)
         self._wake.set()
 
     # ---- finding the master ----
@@ -216,6 +222,7 @@ class Session:
         await self._sync.welcome(welcome)
         self._outbox.new_session()
         self.connected, self._resync = True, ""
+        self._removed.clear()
         self.sessions += 1
         log.info("session %s with the master at %s, epoch %d", welcome.session_id, address, welcome.epoch)
         talk = _Talk(
@@ -313,6 +320,9 @@ class Session:
             if report != self._reported:
                 self._reported = report
                 return s.Up(node=report)
+        if self._removed:
+            names, self._removed = sorted(self._removed), set()
+            return s.Up(volumes_removed=s.VolumesRemoved(names=names))
         if now >= talk.last_sent + talk.period:
             talk.number += 1
             return s.Up(heartbeat=s.Heartbeat(number=talk.number))

@@ -11,11 +11,15 @@ from google.protobuf.message import DecodeError
 
 from shoal.agent.assignments import Change
 from shoal.agent.network.port import Network, NetworkFault, Peer
+from shoal.agent.objects import with_claims
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.backoff import retry_delay
 from shoal.agent.pods.worker import Found, NodePorts, Worker, by_pod
+from shoal.agent.reclaim import Reclaimer
 from shoal.agent.runtime.port import RuntimeGone
 from shoal.agent.state import ClusterRecord, PodRecord, Position, StateFault
+from shoal.agent.volumes.port import VolumeFault
+from shoal.proto.references import references
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -26,8 +30,17 @@ LOOK_AFTER_S = 30.0  # between two times that the network is brought in line wit
 class Sync:
     """Owns the cluster record and decides which pods have a machine."""
 
-    def __init__(self, node: str, ports: NodePorts, worker: Worker, network: NodeNetwork, now: Callable[[], float]):
+    def __init__(
+        self,
+        node: str,
+        ports: NodePorts,
+        worker: Worker,
+        network: NodeNetwork,
+        reclaim: Reclaimer,
+        now: Callable[[], float],
+    ) -> None:
         self._node = node
+        self._reclaim = reclaim
         self._ports = ports
         self._worker = worker
         self._network = network
@@ -57,6 +70,7 @@ class Sync:
         state = self._ports.state
         self._record = await state.cluster()
         self._network.want(self._record, self._node)
+        await self._ports.objects.restore()
         records = await state.pods()
         found = await self._found()
         for record in records:
@@ -108,7 +122,8 @@ class Sync:
             await self._save()
 
     async def apply(self, change: Change) -> None:
-        """Carries out one change of the assignments, in the order in which they come."""
+        """Carries out one change of the assignments, in the order in which they come: objects before pods."""
+        await self._apply_objects(change)
         for uid, pod in change.pods.items():
             self._assign(uid, pod)
         gone = [uid for uid in self._worker.machines if uid not in change.pods] if change.complete else []
@@ -124,6 +139,22 @@ class Sync:
         self._network.want(self._record, self._node)
         await self._save()
 
+    async def _apply_objects(self, change: Change) -> None:
+        """Those that cannot be saved are here all the same, until the agent starts again and a COMPLETE brings them."""
+        objects = self._ports.objects
+        changed = objects.apply(change.objects, change.removed_objects, complete=change.complete)
+        if changed:
+            try:
+                await objects.keep(changed)
+            except StateFault as fault:
+                log.error("%s", fault)
+            concerned = with_claims(changed, objects)
+            for uid, machine in list(self._worker.machines.items()):
+                if not concerned.isdisjoint(references(machine.pod)):
+                    self._worker.post(uid, i.ObjectsChanged())
+        if any(isinstance(obj, o.PersistentVolume) for obj in change.objects):
+            self._reclaim.look()
+
     def _assign(self, uid: str, pod: o.Pod) -> None:
         if uid in self._worker.machines:
             self._worker.post(uid, i.Assigned(pod))
@@ -137,12 +168,19 @@ class Sync:
         for uid in self._orphans:
             log.warning("pod %s runs here but is not assigned to this node: it is stopped", uid)
             self._worker.purge(uid)
-        holders = await self._ports.images.holders() if not self._judged else ()
-        volumes = await self._ports.volumes.held() if not self._judged else ()
-        owners = {holder.partition("/")[0] for holder in holders} | set(volumes)
-        for uid in owners - self._worker.machines.keys() - self._orphans.keys():
+        holders = await self._holders() if not self._judged else set()
+        for uid in holders - self._worker.machines.keys() - self._orphans.keys():
             self._worker.purge(uid)
         self._orphans, self._judged = {}, True
+
+    async def _holders(self) -> set[str]:
+        """The pods for which images are held or volumes are there."""
+        images = {holder.partition("/")[0] for holder in await self._ports.images.holders()}
+        try:
+            return images | set(await self._ports.volumes.held())
+        except VolumeFault as fault:
+            log.error("the volumes of this node cannot be listed: %s", fault)
+            return images
 
     async def _save(self) -> None:
         """A record that cannot be saved costs nothing: after a restart a COMPLETE says it all again."""
