@@ -296,7 +296,9 @@ class Client:
     # -- the port
 
     async def ensure_sandbox(self, spec: SandboxSpec) -> Sandbox:
-        found, _ = await self._call("ensure_sandbox", pod=spec.pod_uid, spec=asdict(spec))
+        found, _ = await self._call(
+            "ensure_sandbox", pod=spec.pod_uid, spec={**asdict(spec), "sysctls": dict(spec.sysctls)}
+        )
         return Sandbox(spec.pod_uid, found["netns"])
 
     async def start(self, spec: ContainerSpec) -> ContainerState:

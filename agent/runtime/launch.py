@@ -66,8 +66,8 @@ def launch(
         cgroups.limit(path, limits(spec), group_oom=True)
         if not spec.get("privileged"):
             cgroups.allow_devices(path)
-        with _doors(job, cgroups, path), _sandbox(job, sandbox):
-            return _start(job, syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS, cgroups, path)
+        with _doors(job, cgroups, path), _sandbox(job, sandbox), _processes(sandbox) as flags:
+            return _start(job, syscalls.CLONE_NEWNS | flags, cgroups, path)
     except BaseException as error:
         _undo(cgroups, path, work)
         raise as_launch_error(error) from error
@@ -147,6 +147,20 @@ def _sandbox(job: init.Job, folder: str) -> Iterator[None]:
 
 
 @contextmanager
+def _processes(folder: str) -> Iterator[int]:
+    """The clone's flag: a pid namespace of its own; none while children are born in the one that the sandbox has."""
+    if not namespaces.is_namespace(f"{folder}/pid"):
+        yield syscalls.CLONE_NEWPID
+        return
+    shared = os.open(f"{folder}/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with _children_in(shared):
+            yield 0
+    finally:
+        os.close(shared)
+
+
+@contextmanager
 def _container_root(job: init.Job, pid: int, pidfd: int) -> Iterator[None]:
     """The running container's root; the look at the pidfd afterwards proves that `pid` was still this process."""
     try:
@@ -161,11 +175,11 @@ def _container_root(job: init.Job, pid: int, pidfd: int) -> Iterator[None]:
 
 
 @contextmanager
-def _children_in(pidfd: int) -> Iterator[None]:
-    """Children of this process are born in the container's pid namespace."""
+def _children_in(namespace: int) -> Iterator[None]:
+    """Children of this process are born in the pid namespace of an nsfs file, or of a container's pidfd."""
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        syscalls.setns(pidfd, syscalls.CLONE_NEWPID)
+        syscalls.setns(namespace, syscalls.CLONE_NEWPID)
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from shoal.agent.runtime import cgroups as cgroup_kinds
-from shoal.agent.runtime import executions, exits, explain, launch, logs, namespaces, records, wire
+from shoal.agent.runtime import executions, exits, explain, holder, launch, logs, namespaces, records, sysctls, wire
 from shoal.agent.runtime.executions import Executions
 from shoal.agent.runtime.output import Output
 from shoal.agent.runtime.probes import Probes
@@ -27,6 +27,7 @@ RETRY_SECONDS = 1.0  # when the disk refuses a record
 REAPED_SECONDS = 5.0  # how long the spawner may take to tell an orphan's code
 EMPTY_SECONDS = 10.0  # how long killed processes may take to go
 LOCK_SECONDS = 5.0  # how long a predecessor may take to die
+HOST_FIELDS = {"net": "network", "ipc": "ipc", "pid": "pid"}  # kinds of namespaces by the spec's host_... fields
 MAX_ERROR = 2000  # characters of a message that is kept
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)  # what a request of the wrong shape raises
 
@@ -259,12 +260,25 @@ class Supervisor:
         path = self.cgroups.pod_path(self.pod)
         self.cgroups.create(path)
         self.cgroups.limit(path, spec.get("limits") or {})
-        namespaces.make_sandbox(self.settings.sandbox(self.pod), spec["hostname"])
+        self._make_sandbox(spec)
         folder = records.pod_folder(self.settings.data, self.pod)
         record = {"spec": spec, "boot": self.boot}
         if records.read(folder, "sandbox") != record:
             records.write(folder, "sandbox", record)
         return {"netns": f"{self.settings.sandbox(self.pod)}/net"}
+
+    def _make_sandbox(self, spec: wire.Message) -> None:
+        """What the pod shares with the node is the node's; with the node's network goes its name."""
+        folder = self.settings.sandbox(self.pod)
+        shared = {kind for kind in ("net", "ipc", "pid") if spec.get(f"host_{HOST_FIELDS[kind]}")}
+        if "net" in shared:
+            shared.add("uts")
+        try:
+            namespaces.make_sandbox(folder, spec["hostname"], wanted=spec.get("sysctls"), shared=shared)
+        except sysctls.SysctlError as fault:
+            raise launch.LaunchError(sysctls.FORBIDDEN, str(fault)) from fault
+        if spec.get("share_pid") and "pid" not in shared:
+            holder.ensure(folder, self.cgroups, self.cgroups.pod_path(self.pod))
 
     def _remove_sandbox(self, message: wire.Message) -> wire.Message:
         """Frees everything. The rename of the pod's folder is the point of no return; before it all can be redone."""
@@ -278,6 +292,7 @@ class Supervisor:
                 raise wire.Refused(f"process {live.pid} of {self.pod}/{live.name} does not end although it was killed")
             self._on_end(live, last_chance=True)
         self._clear_cgroup(path)
+        holder.reap(self.settings.sandbox(self.pod))
         self._fault_point("removing")
         namespaces.free_sandbox(self.settings.sandbox(self.pod))
         folder = records.pod_folder(self.settings.data, self.pod)
@@ -329,6 +344,8 @@ class Supervisor:
         sandbox = self.settings.sandbox(self.pod)
         if not namespaces.is_sandbox(sandbox):
             raise wire.Refused(f"pod {self.pod} has no sandbox on this boot: call ensure_sandbox first")
+        if os.path.exists(f"{sandbox}/holder"):
+            holder.ensure(sandbox, self.cgroups, self.cgroups.pod_path(self.pod))
         bpf = self._profile(profile)
         live = Live(name, attempt, spec, Output(self.poller, spec))
         folder = records.run_folder(self.settings.data, self.pod, name, attempt)

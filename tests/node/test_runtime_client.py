@@ -15,7 +15,7 @@ from tests.node.supervision_world import World
 SCRIPTS = {
     "exit": "exit {0}",
     "sleep": "sleep {0}",
-    "say": "echo {1} {2} > /dev/termination-log; exit {0}",
+    "say": "echo {1} > /dev/termination-log; exit {0}",
     "run": "while true; do sleep 1; done",
     "stubborn": "trap '' TERM; while true; do sleep 1; done",
 }
