@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,10 @@ def command(session: Session, source: str, target: str, container: str | None) -
         if origin.pod:
             _out(progress.count(_data(session.client.copy(key, options, ()), progress)), origin.path, goal.path)
         else:
-            for _ in _data(session.client.copy(key, options, progress.count(_packed(origin.path, progress))), progress):
-                pass
+            upload = Upload(origin.path, progress)
+            with upload.explained():
+                for _ in _data(session.client.copy(key, options, progress.count(upload.pieces())), progress):
+                    pass
     finally:
         progress.finish()
     return 0
@@ -133,18 +136,37 @@ def _data(frames: Iterable[s.TunnelFrame], progress: Progress) -> Iterator[bytes
     raise CommandError("the stream broke off before its end: not all of it is there")
 
 
-def _packed(path: str, progress: Progress) -> Iterator[bytes]:
-    from shoal.proto.filetree import TreeFault, pack
+class Upload:
+    """The stream of what is here. grpc asks for it in a thread of its own and hides what goes wrong there."""
 
-    top = os.path.basename(os.path.normpath(os.path.abspath(path))) or "root"
-    try:
-        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    def __init__(self, path: str, progress: Progress) -> None:
+        self._path, self._progress = path, progress
+        self._found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        self._fault: Exception | None = None
+
+    def pieces(self) -> Iterator[bytes]:
+        from shoal.proto.filetree import pack
+
+        top = os.path.basename(os.path.normpath(os.path.abspath(self._path))) or "root"
         try:
-            yield from pack(found, top, lambda line: progress.say(f"warning: {line}"))
+            yield from pack(self._found, top, lambda line: self._progress.say(f"warning: {line}"))
+        except Exception as fault:
+            self._fault = fault
+            raise
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raises what went wrong here instead of its consequences. Raises CommandError."""
+        try:
+            yield
+        except CommandError:
+            if isinstance(self._fault, OSError):
+                raise CommandError(f"{self._path} cannot be read whole: {self._fault}") from None
+            if self._fault is not None:
+                raise CommandError(str(self._fault)) from None
+            raise
         finally:
-            os.close(found)
-    except TreeFault as fault:
-        raise CommandError(str(fault)) from None
+            os.close(self._found)
 
 
 def _out(data: Iterator[bytes], path: str, target: str) -> None:

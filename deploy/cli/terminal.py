@@ -86,7 +86,7 @@ def lent(source: Input, *, raw: bool) -> Iterator[None]:
     handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda _number, _frame: source.resized())
     try:
         if raw:
-            ttys.setraw(sys.stdin.fileno())
+            ttys.setraw(sys.stdin.fileno(), termios.TCSADRAIN)  # what was typed ahead is kept
         yield
     finally:
         restore()
