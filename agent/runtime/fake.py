@@ -24,7 +24,6 @@ from shoal.agent.runtime.port import (
     ContainerID,
     ContainerSpec,
     ContainerState,
-    ExecStream,
     Exit,
     Exited,
     ProbeRun,
@@ -84,6 +83,7 @@ class _Run:
     behaviour: Behaviour
     begun: asyncio.Future[None]
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    attached: list[FakeExec] = field(default_factory=list)
 
 
 class FakeRuntime:
@@ -193,6 +193,8 @@ class FakeRuntime:
         run.state = replace(run.state, exit=exit)
         if not run.begun.done():
             run.begun.set_result(None)
+        for stream in run.attached:
+            stream.end(exit.code)
         self._tell(Exited(id, exit))
 
     def _tell(self, event: RuntimeEvent) -> None:
@@ -263,8 +265,14 @@ class FakeRuntime:
             await stream.close()
         return ProbeRun(code, output)
 
-    async def attach(self, id: ContainerID, *, stdin: bool = False) -> ExecStream:
-        raise NotImplementedError
+    async def attach(self, id: ContainerID, *, stdin: bool = False) -> FakeExec:
+        """To a container that gives back what it is given."""
+        self._check()
+        run = self._runs.get(id)
+        if run is None or run.state.pid == 0 or run.state.exit is not None:
+            raise RuntimeFault(f"container {id.name} of pod {id.pod_uid} does not run (attempt {id.attempt})")
+        run.attached.append(FakeExec(["cat"], stdin=True))
+        return run.attached[-1]
 
     async def usage(self) -> Mapping[ContainerID, Usage]:
         """As the real one, from the disk: also while the spawner is away."""
@@ -297,6 +305,9 @@ class FakeExec:
                 self._finish(0)
         else:
             raise StartError("ContainerCannotRun", f"{argv[0]}: command not found in the image", 127)
+
+    def end(self, code: int) -> None:
+        self._finish(code)
 
     def _finish(self, code: int) -> None:
         if not self._ended.done():

@@ -254,36 +254,6 @@ def test_exec_on_a_terminal(world: World) -> None:
         assert termios.tcgetattr(shell.fd) == shell.before
 
 
-# ---- attach ----
-def test_attach_gives_input_and_shows_output(world: World) -> None:
-    script = "echo first; while read line; do echo got $line; done; echo over; exit 3"
-    world.apply(pod("p", container(script, stdin=True, stdinOnce=True), restartPolicy="Never"))
-    world.ready("p")
-    words = ["attach", "--context", world.cluster.name, "-n", world.namespace, "-i", "p"]
-    done = subprocess.run(
-        [sys.executable, "-m", "shoal.deploy.cli.main", *words],
-        input="one\ntwo\n",
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env={**os.environ, **world.cluster.environment},
-        check=False,
-    )
-    assert "got one\ngot two\n" in done.stdout, done
-    assert world.phase("p", "Succeeded", "Failed")["status"]["phase"] == "Failed"
-    assert world.logs("p").splitlines() == ["first", "got one", "got two", "over"]
-
-
-def test_attach_says_when_there_is_no_input(world: World) -> None:
-    world.apply(counting("p", "i=0; while :; do i=$((i+1)); echo tick $i; usleep 100000; done"))
-    world.ready("p")
-    done = world.attempt("attach", "-i", "p")
-    assert done.returncode == 1 and "`stdin: true`" in done.stderr
-    with following(world, "attach", "p") as attached:
-        attached.until("tick")
-    assert world.status("p")["restartCount"] == 0, "who lets go does not harm the container"
-
-
 # ---- cp ----
 def test_cp_there_and_back(world: World, tmp_path: Path) -> None:
     """Odd names, a large file, links and modes, by an image's user, in a container without tar."""

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from shoal.deploy.certs.ca import Authority
+from shoal.master.api import top
 from shoal.master.api.forward import Forwarder
 from shoal.master.api.grpc_server import SERVER_OPTIONS, ClusterAdapter, credentials
 from shoal.master.core import Master
@@ -330,6 +331,98 @@ async def test_an_agent_that_does_not_answer_or_is_away_is_said_so(served: Serve
     assert "not connected" in failure.message
 
 
+def started(verb: str) -> Any:
+    """The first message of a call that streams both ways."""
+    key = c.Key(name="web")
+    if verb == "Attach":
+        return c.AttachRequest(start=c.AttachStart(pod=key, options=s.AttachOpen(stdin=True)))
+    if verb == "Copy":
+        return c.CopyRequest(start=c.CopyStart(pod=key, options=s.CopyOpen(path="/tmp")))
+    return c.ExecRequest(start=c.ExecStart(pod=key, options=s.ExecOpen(command=["cat"])))
+
+
+@pytest.mark.parametrize("verb", ["Logs", "Exec", "Attach", "Copy", "Top"])
+@pytest.mark.parametrize("profile", ["node", "master"])
+async def test_reaching_into_pods_is_for_admins(served: Served, verb: str, profile: str) -> None:
+    await running(served)
+    stub: Any = ClusterStub(served.channel(profile, "n1"))
+    if verb == "Top":
+        code, _ = await failure_of(stub.Top(c.TopRequest()))
+    elif verb == "Logs":
+        code, _ = await failure_of(stub.Logs(c.LogsRequest(pod=c.Key(name="web"))).read())
+    else:
+        call = getattr(stub, verb)()
+        await call.write(started(verb))
+        code, _ = await failure_of(call.read())
+    assert code == grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("verb", ["Attach", "Copy"])
+async def test_attach_and_copy_carry_frames_both_ways(served: Served, verb: str) -> None:
+    agent = await running(served)
+    call = getattr(served.admin(), verb)()
+    await call.write(started(verb))
+    opened = (await agent.hear("open")).open
+    options = opened.attach if verb == "Attach" else opened.copy
+    assert (options.container, bool(options.pod_uid)) == ("c", True)
+    tunnel = await agent.tunnel(opened.id)
+    await call.write(type(started(verb))(frame=s.TunnelFrame(data=b"in")))
+    await call.done_writing()
+    assert ((await tunnel.read()).data, (await tunnel.read()).close_input) == (b"in", True)
+    await tunnel.write(s.TunnelFrame(data=b"out", position=s.LogPosition(offset=3)))
+    await tunnel.write(s.TunnelFrame(end=s.TunnelEnd(exit_code=4)))
+    frames = [frame async for frame in call]
+    assert (frames[0].data, frames[0].position.offset, frames[1].end.exit_code) == (b"out", 3, 4)
+
+
+async def test_a_copy_to_a_relative_path_is_refused(served: Served) -> None:
+    await running(served)
+    call = served.admin().Copy()
+    await call.write(c.CopyRequest(start=c.CopyStart(pod=c.Key(name="web"), options=s.CopyOpen(path="tmp"))))
+    _, failure = await failure_of(call.read())
+    assert (failure.reason, "must be absolute" in failure.message) == ("Invalid", True)
+
+
+async def test_top_asks_all_nodes_at_once_and_names_who_is_silent(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top, "PATIENCE_SECONDS", 1.0)
+    agents = [await served.agent(name, name) for name in ("n1", "n2", "n3")]
+    for agent in agents:
+        await ready(served, agent)
+    objects = [pod("a", node="n1"), pod("b", node="n2")]
+    results = (await served.admin().Create(c.WriteRequest(request_id="p", objects=objects))).results
+    uids = [o.Pod.FromString(result.object.body).metadata.uid for result in results]
+
+    async def answer(agent: Agent, report: s.UsageReport) -> None:
+        tunnel = await agent.tunnel((await agent.hear("open")).open.id)
+        data = report.SerializeToString()
+        await tunnel.write(s.TunnelFrame(data=data[:5]))
+        await tunnel.write(s.TunnelFrame(data=data[5:]))
+        await tunnel.write(s.TunnelFrame(end=s.TunnelEnd()))
+
+    def report(*wanted: str) -> s.UsageReport:
+        made = s.UsageReport(node_cpu_cores=1.5, node_memory_bytes=1 << 30)
+        for uid in wanted:
+            made.containers.add(pod_uid=uid, container="c", cpu_cores=0.25, memory_bytes=7)
+        return made
+
+    asked = asyncio.ensure_future(served.admin().Top(c.TopRequest(nodes=True)))
+    await asyncio.gather(*(answer(agent, report()) for agent in agents[:2]))
+    nodes = await asked
+    assert list(nodes.missing) == ["n3"]
+    assert [(n.name, n.cpu_cores, n.cpu_allocatable, n.memory_allocatable) for n in nodes.nodes] == [
+        (name, 1.5, 4.0, 4 << 30) for name in ("n1", "n2")
+    ]
+    asked = asyncio.ensure_future(served.admin().Top(c.TopRequest()))
+    await answer(agents[0], report(*uids, "unknown"))  # it speaks of another node's pod too: that is not believed
+    pods = await asked
+    assert [(each.name, len(each.containers)) for each in pods.pods] == [("a", 1)]
+    assert list(pods.missing) == ["n2"], "n3 has no pods and is not asked"
+    _, failure = await failure_of(served.admin().Top(c.TopRequest(label_selector="a in (")))
+    assert failure.reason == "Invalid"
+
+
 # ---- images ----
 async def image_bytes(tunnel: Any, *, slow: float = 0.0) -> bytes:
     got = b""
@@ -423,6 +516,17 @@ async def test_a_follower_forwards_and_sends_agents_to_the_leader(tmp_path: Path
             watch = stub.Watch(c.WatchRequest(kinds=["Pod"], from_revision=response.revision - 1))
             assert (await watch.read()).events[0].type == "ADDED"
             watch.cancel()
+            worker = await running(lead)
+            copy = stub.Copy()
+            await copy.write(started("Copy"))
+            tunnel = await worker.tunnel((await worker.hear("open")).open.id)
+            await copy.write(c.CopyRequest(frame=s.TunnelFrame(data=b"in")))
+            assert (await tunnel.read()).data == b"in"
+            await tunnel.write(s.TunnelFrame(end=s.TunnelEnd(exit_code=5)))
+            assert (await copy.read()).end.exit_code == 5
+            node: Any = ClusterStub(follow.channel("node", "n1"))
+            code, _ = await failure_of(node.Top(c.TopRequest()))
+            assert code == grpc.StatusCode.PERMISSION_DENIED
             agent = await follow.agent()
             reject = (await agent.hear("reject")).reject
             assert (reject.reason, reject.leader) == ("NotLeader", lead.address)

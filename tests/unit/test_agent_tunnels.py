@@ -200,10 +200,35 @@ async def test_a_process_whose_person_leaves_is_ended(world: World) -> None:
         await until(lambda: tunnel.closed and agent.tunnels.count == 0)
 
 
+@scenario
+async def test_attach_shows_output_gives_input_and_ends_with_the_container(world: World) -> None:
+    async with world.running():
+        pod = make_pod(policy="Never")
+        pod.spec.containers[0].stdin = True
+        pipe = await world.master.welcomed(-1, pod)
+        await world.reports(pipe, UID, is_running)
+        tunnel = await ask(world, pipe, attach=s.AttachOpen(pod_uid=UID, stdin=True))
+        tunnel.put(s.TunnelFrame(data=b"hello"))
+        await until(lambda: b"".join(tunnel.of("data")) == b"hello")
+        world.runtime.crash(ContainerID(UID, "app", 0))
+        _, end = await answer(tunnel)
+        assert end.error == "" and end.exit_code
+
+
+@scenario
+async def test_attach_without_input_says_so(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        _, end = await answer(await ask(world, pipe, attach=s.AttachOpen(pod_uid=UID, stdin=True)))
+        assert "takes no input" in end.error and "stdin: true" in end.error
+
+
 REFUSALS: list[tuple[dict[str, object], str]] = [
     ({"logs": s.LogsOpen(pod_uid="nope")}, "pod nope is not on this node"),
     ({"logs": s.LogsOpen(pod_uid=UID, container="nope")}, "has no container 'nope': choose one of app"),
     ({"exec": s.ExecOpen(pod_uid="nope", command=["x"])}, "is not on this node"),
+    ({"attach": s.AttachOpen(pod_uid="nope")}, "is not on this node"),
+    ({"copy": s.CopyOpen(pod_uid=UID, path="/x", out=True)}, "this node cannot copy files"),
     ({}, "does not know the request None"),
 ]
 
