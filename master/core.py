@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import shoal
+from shoal.master import volumes
 from shoal.master.api.admission import DEFAULT_NAMESPACE, SYSTEM_NAMESPACE
 from shoal.master.api.service import ClusterService
 from shoal.master.controllers.base import Said
@@ -26,7 +27,7 @@ from shoal.master.dispatcher.tunnels import Tunnel
 from shoal.master.election import Election, Leadership, Renewer, ensure_incarnation
 from shoal.master.loop import ControllerLoop
 from shoal.master.metrics import Meters
-from shoal.master.model import Change, Create, Fault, Key, NotLeader
+from shoal.master.model import Change, Create, Fault, Key, Modify, NotLeader, Object
 from shoal.master.ports import Stream, StreamClosed, TunnelStream
 from shoal.master.recorder import Recorder
 from shoal.master.scheduling import SchedulingLoop
@@ -42,6 +43,7 @@ RETRY_SECONDS = 0.5
 WATCH_LEASE_SECONDS = 0.5
 BLIND_SECONDS = 2.0  # a loop that stood still for longer has heard nobody meanwhile
 RECONNECT_SECONDS = 6.0  # an agent's longest pause before it asks all masters again (5 s), and the asking
+STORAGE_MADE = "shoal.dev/storage-class-made"  # on the system's namespace
 NODE_CONTROLLER = "node"
 
 
@@ -131,7 +133,7 @@ class Master:
             term.dispatcher.stop()
 
     async def _ensure_namespaces(self) -> None:
-        changes: list[Change] = []
+        changes = self._storage_class()
         for name in (DEFAULT_NAMESPACE, SYSTEM_NAMESPACE):
             if self.store.view.get("Namespace", "", name) is None:
                 namespace = o.Namespace(apiVersion="v1", kind="Namespace")
@@ -141,9 +143,20 @@ class Master:
                 namespace.metadata.creationTimestamp.seconds = int(self._now())
                 namespace.status.phase = "Active"
                 changes.append(Create(namespace))
-        for result in await self.store.write(changes) if changes else []:
+        changes.append(Modify(Key("Namespace", "", SYSTEM_NAMESPACE), _mark_storage_made))
+        for result in await self.store.write(changes):
             if isinstance(result, Fault):
                 raise result
+
+    def _storage_class(self) -> list[Change]:
+        """The class of local volumes, made once in a cluster's life: who deletes it does not want it."""
+        system = self.store.view.get("Namespace", "", SYSTEM_NAMESPACE)
+        if system is not None and STORAGE_MADE in system.metadata.annotations:
+            return []
+        if self.store.view.get("StorageClass", "", volumes.LOCAL_CLASS) is not None:
+            return []
+        uid = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+        return [Create(volumes.local_class(uid, int(self._now())))]
 
     # ---- who answers: the adapters' questions ----
     def leading(self) -> ClusterService | None:
@@ -234,6 +247,13 @@ class Master:
     @property
     def rng(self) -> random.Random:
         return self._rng
+
+
+def _mark_storage_made(found: Object) -> bool:
+    if STORAGE_MADE in found.metadata.annotations:
+        return False
+    found.metadata.annotations[STORAGE_MADE] = "true"
+    return True
 
 
 class Term:

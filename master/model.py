@@ -113,6 +113,14 @@ class View(Protocol):
         """The volumes that live on this node."""
         ...
 
+    def volumes_of(self, claim_uid: str) -> Collection[o.PersistentVolume]:
+        """The volumes that have been given to this claim: one, save for moments."""
+        ...
+
+    def volumes_free(self, storage_class: str) -> Collection[o.PersistentVolume]:
+        """The volumes of a class ("": of none) that no claim has."""
+        ...
+
 
 # ---- errors of the store and the API ----
 class Fault(Exception):

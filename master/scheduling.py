@@ -18,6 +18,7 @@ from shoal.master.scheduler.core import Binding, Plan, Refusal, Scheduler, Waiti
 from shoal.master.scheduler.explain import same_story
 from shoal.master.scheduler.snapshot import Snapshot
 from shoal.master.stores import StoreFace
+from shoal.master.volumes import SELECTED_NODE
 from shoal.proto.v1 import objects_pb2 as o
 
 log = logging.getLogger("shoal.scheduler")
@@ -27,6 +28,7 @@ BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 10.0
 BACKOFF_DOUBLINGS = 7
 RESEND_SECONDS = 1.0
+WATCHED = ("Node", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "Pod")
 
 
 class Meter(Protocol):
@@ -73,11 +75,14 @@ class Queue:
         self.ready: list[tuple[tuple[int, str], str]] = []
         self.later: list[tuple[float, str]] = []
         self.parked: set[str] = set()
+        self.claiming: set[str] = set()  # pods that use claims
         self._queued: set[str] = set()
 
     def put(self, pending: Pending) -> None:
         """New, or with a changed spec: its turn comes at once."""
         self.pods[pending.waiting.uid] = pending
+        if pending.waiting.pods.claims:
+            self.claiming.add(pending.waiting.uid)
         self._ready(pending)
 
     def _ready(self, pending: Pending) -> None:
@@ -90,6 +95,7 @@ class Queue:
     def drop(self, uid: str) -> None:
         self.pods.pop(uid, None)
         self.parked.discard(uid)
+        self.claiming.discard(uid)
 
     def park(self, uid: str, by_usage: bool) -> None:
         pending = self.pods.get(uid)
@@ -101,12 +107,14 @@ class Queue:
         if uid in self.pods:
             heapq.heappush(self.later, (when, uid))
 
-    def wake(self, nodes_changed: bool, freed: bool) -> None:
+    def wake(self, nodes_changed: bool, freed: bool, volumes_changed: bool = False) -> None:
         """Events that could change a refused pod's fate give it another turn."""
         for uid in list(self.parked) if nodes_changed or freed else []:
             pending = self.pods[uid]
             if nodes_changed or pending.by_usage:
                 self._ready(pending)
+        for uid in sorted(self.claiming & self.parked) if freed or volumes_changed else []:
+            self._ready(self.pods[uid])
 
     def due(self, time: float) -> None:
         while self.later and self.later[0][0] <= time:
@@ -150,7 +158,7 @@ class SchedulingLoop:
         self._unsure: list[Binding] = []
 
     async def run(self) -> None:
-        subscription = self.store.subscribe({"Pod", "Node"})
+        subscription = self.store.subscribe(set(WATCHED))
         self._take_events(self._existing())
         pump = asyncio.create_task(self._pump(subscription), name="scheduler: watch")
         try:
@@ -168,7 +176,7 @@ class SchedulingLoop:
 
     def _existing(self) -> list[Event]:
         events = []
-        for kind in ("Node", "Pod"):
+        for kind in WATCHED:
             for obj in self.store.view.all(kind):
                 record = self.store.view.record(key_of(obj))
                 if record is not None:
@@ -189,7 +197,7 @@ class SchedulingLoop:
             if event.key.kind == "Pod":
                 self._take_pod(event)
         applied = self.snapshot.apply(events)
-        self.queue.wake(applied.nodes_changed, applied.freed)
+        self.queue.wake(applied.nodes_changed, applied.freed, applied.volumes_changed)
 
     def _take_pod(self, event: Event) -> None:
         old = event.old.message if event.old else None
@@ -267,8 +275,9 @@ class SchedulingLoop:
         changes += [tell(refusal, now) for refusal in news]
         if not changes:
             return
+        nodes = self._claims_nodes(plan.bindings)
         try:
-            results = await self.store.write(changes)
+            results = (await self.store.write([*nodes, *changes]))[len(nodes) :]
         except NotLeader:
             self._undo(plan.bindings)
             raise
@@ -286,6 +295,15 @@ class SchedulingLoop:
                 self._back_off(refusal.waiting.uid)  # the reason was not written: looked at, and told, again
         if bound or news:
             log.info("scheduler: %s", sentence(bound, [refusal.explanation.message for refusal in news]))
+
+    def _claims_nodes(self, bindings: Iterable[Binding]) -> list[Change]:
+        """Writes down, before the pods are bound, where the claims without a volume are to have one: it must not be
+        forgotten when the pod ends before the volume is made."""
+        changes: dict[str, Change] = {}
+        for binding in bindings:
+            for claim in self.snapshot.volumes.undecided(binding.waiting.pods.claims):
+                changes.setdefault(claim.metadata.uid, select_node(claim, binding.node))
+        return list(changes.values())
 
     def _is_news(self, refusal: Refusal) -> bool:
         pod = self.store.view.get(*refusal.waiting.key)
@@ -322,7 +340,9 @@ class SchedulingLoop:
         unsure, self._unsure = self._unsure, []
         now = self.now()
         try:
-            self._settle(unsure, await self.store.write([bind(binding, now) for binding in unsure]))
+            nodes = self._claims_nodes(unsure)
+            results = await self.store.write([*nodes, *(bind(binding, now) for binding in unsure)])
+            self._settle(unsure, results[len(nodes) :])
         except Unavailable as fault:
             log.warning("the store still does not answer: %s", fault)
             self._unsure = unsure
@@ -370,6 +390,20 @@ def bind(binding: Binding, now: float) -> Change:
         return True
 
     return Modify(binding.waiting.key, edit, uid=binding.waiting.uid)
+
+
+def select_node(claim: o.PersistentVolumeClaim, node: str) -> Change:
+    """Ties a claim that has no volume yet to a node."""
+
+    def edit(found: Object) -> bool:
+        if not isinstance(found, o.PersistentVolumeClaim) or found.spec.volumeName:
+            return False
+        if SELECTED_NODE in found.metadata.annotations:
+            return False
+        found.metadata.annotations[SELECTED_NODE] = node
+        return True
+
+    return Modify(key_of(claim), edit, uid=claim.metadata.uid)
 
 
 def tell(refusal: Refusal, now: float) -> Change:

@@ -10,6 +10,7 @@ from shoal.proto.v1 import objects_pb2 as o
 CONFIG_MAP, SECRET, CLAIM = "ConfigMap", "Secret", "PersistentVolumeClaim"
 VOLUME = "PersistentVolume"
 LOCAL_FINALIZER = "shoal.dev/local-volume"  # of a volume: its node has still to remove the folder
+VOLUME_PROTECTION = "kubernetes.io/pv-protection"  # of a volume: a claim has it
 HOSTNAME = "kubernetes.io/hostname"  # the label that every node has, with its name
 
 

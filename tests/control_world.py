@@ -21,7 +21,8 @@ from shoal.master.model import (
     Record,
     key_of,
 )
-from shoal.proto.references import Reference, homes, references
+from shoal.master.volumes import CLAIM_PROTECTION, ONCE, PROVISIONER
+from shoal.proto.references import VOLUME_PROTECTION, Reference, homes, references
 from shoal.proto.v1 import objects_pb2 as o
 
 
@@ -85,6 +86,14 @@ class World:
 
     def volumes_on(self, node: str) -> list[o.PersistentVolume]:
         return [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume) and node in homes(v)]
+
+    def volumes_free(self, storage_class: str) -> list[o.PersistentVolume]:
+        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
+        return [v for v in volumes if not v.spec.claimRef.uid and v.spec.storageClassName == storage_class]
+
+    def volumes_of(self, claim_uid: str) -> list[o.PersistentVolume]:
+        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
+        return [v for v in volumes if v.spec.claimRef.uid == claim_uid]
 
     def pods(self, namespace: str = "default") -> list[o.Pod]:
         return [obj for obj in self.all("Pod", namespace) if isinstance(obj, o.Pod)]
@@ -258,6 +267,41 @@ def namespace(name: str = "default", *, closing: bool = False) -> o.Namespace:
     made.status.phase = "Active"
     if closing:
         made.metadata.deletionTimestamp.CopyFrom(instant(1.0))
+    return made
+
+
+def made_class(name: str = "local", provisioner: str = PROVISIONER, *, wait: bool = True) -> o.StorageClass:
+    made = o.StorageClass(apiVersion="storage.k8s.io/v1", kind="StorageClass", provisioner=provisioner)
+    made.metadata.CopyFrom(meta("StorageClass", name, {}))
+    made.volumeBindingMode = "WaitForFirstConsumer" if wait else "Immediate"
+    made.reclaimPolicy = "Delete"
+    return made
+
+
+def claim(
+    name: str = "data", size: str = "1Gi", cls: str | None = "local", mode: str = ONCE
+) -> o.PersistentVolumeClaim:
+    made = o.PersistentVolumeClaim(apiVersion="v1", kind="PersistentVolumeClaim")
+    made.metadata.CopyFrom(meta("PersistentVolumeClaim", name, {}))
+    made.metadata.finalizers.append(CLAIM_PROTECTION)
+    made.spec.accessModes.append(mode)
+    made.spec.resources.requests["storage"].text = size
+    if cls is not None:
+        made.spec.storageClassName = cls
+    return made
+
+
+def volume(name: str, size: str = "1Gi", cls: str = "", home: str = "", policy: str = "Retain") -> o.PersistentVolume:
+    made = o.PersistentVolume(apiVersion="v1", kind="PersistentVolume", metadata=meta("PersistentVolume", name, {}))
+    made.metadata.finalizers.append(VOLUME_PROTECTION)
+    made.spec.capacity["storage"].text = size
+    made.spec.accessModes.append(ONCE)
+    made.spec.storageClassName, made.spec.persistentVolumeReclaimPolicy = cls, policy
+    made.spec.local.path = "/data"
+    if home:
+        rule = made.spec.nodeAffinity.required.nodeSelectorTerms.add().matchExpressions.add()
+        rule.key, rule.operator = "kubernetes.io/hostname", "In"
+        rule.values.append(home)
     return made
 
 

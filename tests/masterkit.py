@@ -83,6 +83,14 @@ class MemoryView:
     def volumes_on(self, node: str) -> list[o.PersistentVolume]:
         return [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume) and node in homes(v)]
 
+    def volumes_free(self, storage_class: str) -> list[o.PersistentVolume]:
+        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
+        return [v for v in volumes if not v.spec.claimRef.uid and v.spec.storageClassName == storage_class]
+
+    def volumes_of(self, claim_uid: str) -> list[o.PersistentVolume]:
+        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
+        return [v for v in volumes if v.spec.claimRef.uid == claim_uid]
+
     def _messages(self) -> list[Object]:
         return [record.message for record in self.records.values()]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from shoal.master import volumes
 from shoal.master.api import podsecurity
 from shoal.master.api.faults import Forbidden, Invalid, invalid_object
 from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, Object, TooLarge, View, key_of
@@ -14,6 +15,7 @@ from shoal.proto import known
 from shoal.proto.defaults import apply_defaults
 from shoal.proto.kinds import Plain
 from shoal.proto.qos import qos_class
+from shoal.proto.references import LOCAL_FINALIZER, VOLUME_PROTECTION
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.validation import validate, validate_update
@@ -111,6 +113,7 @@ def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
         meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
     _clear_servers_fields(obj)
     apply_defaults(obj)
+    _prepare_storage(view, obj)
     problems = [*validate(obj), *_creation_problems(view, obj), *podsecurity.problems(view, obj)]
     if problems:
         raise invalid_object(str(key_of(obj)), problems)
@@ -125,6 +128,20 @@ def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
 def _refuse_certificates(obj: Object) -> None:
     if isinstance(obj, o.Death):
         raise Forbidden("a Death is written by the node where a container died: it can be read and deleted only")
+
+
+def _prepare_storage(view: View, obj: Object) -> None:
+    """What claims and volumes get when they are made: a class, and protection while they are in use."""
+    finalizers = obj.metadata.finalizers
+    if isinstance(obj, o.PersistentVolumeClaim):
+        classes = (found for found in view.all("StorageClass") if isinstance(found, o.StorageClass))
+        if not obj.spec.HasField("storageClassName") and (found := volumes.default_class(classes)) is not None:
+            obj.spec.storageClassName = found.metadata.name
+        if volumes.CLAIM_PROTECTION not in finalizers:
+            finalizers.append(volumes.CLAIM_PROTECTION)
+    elif isinstance(obj, o.PersistentVolume):
+        wanted = [VOLUME_PROTECTION, *([LOCAL_FINALIZER] if volumes.ours(obj) else [])]
+        finalizers.extend(name for name in wanted if name not in finalizers)
 
 
 def _clear_servers_fields(obj: Object) -> None:
@@ -162,6 +179,8 @@ def _first_status(obj: Object) -> None:
         obj.status.qosClass = qos_class(obj.spec)
     elif isinstance(obj, o.Namespace):
         obj.status.phase = "Active"
+    elif isinstance(obj, o.PersistentVolumeClaim | o.PersistentVolume):
+        obj.status.phase = "Pending"
 
 
 def _check_size(obj: Object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shoal.master.controllers import deaths, deployment, eviction, gc, node, podgc, replicaset
+from shoal.master.controllers import deaths, deployment, eviction, gc, node, podgc, replicaset, storage
 from shoal.master.controllers.base import Controller, Rng
 from shoal.master.controllers.node import Beats
 
@@ -16,6 +16,7 @@ def all_controllers(rng: Rng, beats: Callable[[], Beats]) -> list[Controller]:
         eviction.controller(beats),
         deployment.controller(rng),
         replicaset.controller(rng),
+        storage.controller(),
         podgc.controller(),
         deaths.controller(),
         gc.controller(),

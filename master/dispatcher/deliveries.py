@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shoal.master.model import Event, Key, Modify, Object, Record, View
-from shoal.proto.references import CLAIM, CONFIG_MAP, LOCAL_FINALIZER, SECRET, VOLUME, homes, references
+from shoal.proto.references import (
+    CLAIM,
+    CONFIG_MAP,
+    LOCAL_FINALIZER,
+    SECRET,
+    VOLUME,
+    VOLUME_PROTECTION,
+    homes,
+    references,
+)
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -117,6 +126,8 @@ def freed(view: View, node: str, name: str) -> Modify | str | None:
         return f"volume {name} lives on {', '.join(sorted(homes(volume))) or 'no node'}, not on {node}"
     if not volume.metadata.HasField("deletionTimestamp"):
         return f"volume {name} is not being deleted"
+    if VOLUME_PROTECTION in volume.metadata.finalizers:
+        return f"volume {name} is still a claim's"
     return Modify(Key(VOLUME, "", name), _let_go, uid=volume.metadata.uid)
 
 

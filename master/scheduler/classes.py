@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shoal.proto.qos import BEST_EFFORT, qos_class
 from shoal.proto.quantity import QuantityError, parse
+from shoal.proto.references import claims_of
 from shoal.proto.v1 import objects_pb2 as o
 
 CPU, MEMORY, STORAGE, PODS = "cpu", "memory", "ephemeral-storage", "pods"
 BASE_RESOURCES = (CPU, MEMORY, STORAGE, PODS)  # the snapshot's first rows, in this order
 CACHE_LIMIT = 20_000  # compiled specs that are remembered
 UNSAID_CPU, UNSAID_MEMORY = 100, 200 << 20  # milli-CPU and bytes that a container without request is taken to use
+MEMORY_PRESSURE = "node.kubernetes.io/memory-pressure"  # which pods that have asked for something may meet
 AMOUNT_LIMIT = 2**50  # a pebibyte; sums of thousands stay exact in int64, and each in a float
 
 
@@ -34,6 +37,7 @@ class PodClass:
     tolerances: tuple[Tolerance, ...]
     load: tuple[int, int]  # cpu and memory as the scores count them
     owner: str  # uid of the controlling owner; replicas of one owner are spread
+    claims: tuple[str, ...] = ()  # namespace/name
 
 
 def amount(resource: str, text: str) -> int:
@@ -102,23 +106,32 @@ def owner_of(pod: o.Pod) -> str:
 
 def compile_class(pod: o.Pod) -> PodClass:
     tolerances = {Tolerance(t.key, t.operator == "Exists", t.value, t.effect) for t in pod.spec.tolerations}
+    if qos_class(pod.spec) != BEST_EFFORT:
+        tolerances.add(Tolerance(MEMORY_PRESSURE, True, "", "NoSchedule"))
     return PodClass(
         requests_of(pod.spec),
         tuple(sorted(pod.spec.nodeSelector.items())),
         tuple(sorted(tolerances, key=lambda t: (t.key, t.exists, t.value, t.effect))),
         load_of(pod.spec),
         owner_of(pod),
+        claims_of_pod(pod),
     )
+
+
+def claims_of_pod(pod: o.Pod) -> tuple[str, ...]:
+    """As namespace/name."""
+    return tuple(f"{pod.metadata.namespace}/{name}" for name in claims_of(pod))
 
 
 class Classes:
     """Remembers compiled specs by their bytes, so that a replica costs a lookup."""
 
     def __init__(self) -> None:
-        self._by_bytes: dict[tuple[str, bytes], PodClass] = {}
+        self._by_bytes: dict[tuple[str, str, bytes], PodClass] = {}
 
     def of(self, pod: o.Pod) -> PodClass:
-        key = (owner_of(pod), pod.spec.SerializeToString(deterministic=True))
+        space = pod.metadata.namespace if pod.spec.volumes else ""  # where its claims are
+        key = (owner_of(pod), space, pod.spec.SerializeToString(deterministic=True))
         found = self._by_bytes.get(key)
         if found is None:
             if len(self._by_bytes) >= CACHE_LIMIT:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from shoal.master.model import Key
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.explain import Explanation, explain
-from shoal.master.scheduler.filters import Static, static
+from shoal.master.scheduler.filters import Static, VolumeFilter, static
 from shoal.master.scheduler.place import place_batch
 from shoal.master.scheduler.snapshot import Snapshot
 
@@ -71,12 +71,26 @@ class Scheduler:
             placed: list[str] = []
             if pods not in refused:
                 fixed = self.static(snapshot, pods)
-                placed = place_batch(snapshot, pods, fixed, [waiting.uid for waiting in batch])
+                uids = [waiting.uid for waiting in batch]
+                place = _place_with_claims if pods.claims else place_batch
+                placed = place(snapshot, pods, fixed, uids)
             plan.bindings += map(Binding, batch, placed)
             if len(placed) < len(batch):
                 story = refused.get(pods) or refused.setdefault(pods, explain(snapshot, pods))
                 plan.refusals += _refuse(batch[len(placed) :], story)
         return plan
+
+
+def _place_with_claims(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[str]) -> list[str]:
+    """One by one: where the first goes, its claims go, and the others with them."""
+    placed: list[str] = []
+    for uid in uids:
+        volumes = VolumeFilter.of(snapshot, pods)
+        here = place_batch(snapshot, pods, Static(volumes.mask(fixed.mask), fixed.soft), [uid])
+        if not here:
+            break
+        placed += here
+    return placed
 
 
 def _refuse(waiting: Iterable[Waiting], story: Explanation) -> list[Refusal]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.master.scheduler.classes import CPU, MEMORY, STORAGE, PodClass
-from shoal.master.scheduler.filters import lacking, reasons
+from shoal.master.scheduler.filters import VolumeFilter, lacking, reasons
 from shoal.master.scheduler.snapshot import Snapshot
 
 NO_NODES = "no nodes are registered"
@@ -33,6 +33,11 @@ def explain(snapshot: Snapshot, pods: PodClass) -> Explanation:
     """Counts the first failing reason of every node, most frequent first, with the smallest shortage there is."""
     if not len(snapshot):
         return Explanation(f"0/0 nodes are available: {NO_NODES}.", frozenset({NO_NODES}), (), False)
+    if blocked := VolumeFilter.of(snapshot, pods).blocked:
+        total = len(snapshot)
+        return Explanation(
+            f"0/{total} nodes are available: {blocked}.", frozenset({blocked}), ((blocked, total),), False
+        )
     first, words = reasons(snapshot, pods)
     tally = np.bincount(first[first >= 0], minlength=len(words))
     counted = Counter({word: int(tally[index]) for index, word in enumerate(words)})

@@ -10,7 +10,7 @@ import numpy as np
 from shoal.master.scheduler import scores
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.filters import Static, fits
-from shoal.master.scheduler.snapshot import Hold, Snapshot
+from shoal.master.scheduler.snapshot import Snapshot, hold_for
 
 
 def place_batch(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[str]) -> list[str]:
@@ -22,7 +22,7 @@ def place_batch(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[st
     value = scores.score(snapshot, pods, fixed)[possible]
     if len(uids) == 1:
         best = snapshot.names[int(possible[int(np.argmax(value))])]
-        snapshot.commit(uids[0], Hold(best, pods.requests, pods.load, pods.owner))
+        snapshot.commit(uids[0], hold_for(pods, best))
         return [best]
     order = np.argsort(-value, kind="stable")[: len(uids)]
     heap = [(-float(value[at]), int(possible[at])) for at in order]
@@ -34,7 +34,7 @@ def place_batch(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[st
             break
         _, index = heap[0]
         name = snapshot.names[index]
-        snapshot.commit(uid, Hold(name, pods.requests, pods.load, pods.owner))
+        snapshot.commit(uid, hold_for(pods, name))
         placed.append(name)
         row = state.get(index) or state.setdefault(index, _Row.of(snapshot, pods, fixed, index))
         if row.take():

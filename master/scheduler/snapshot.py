@@ -13,7 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.master.model import Event
-from shoal.master.scheduler.classes import BASE_RESOURCES, amounts, load_of, owner_of, requests_of
+from shoal.master.scheduler.classes import (
+    BASE_RESOURCES,
+    PodClass,
+    amounts,
+    claims_of_pod,
+    load_of,
+    owner_of,
+    requests_of,
+)
+from shoal.master.scheduler.volumes import KINDS as VOLUME_KINDS
+from shoal.master.scheduler.volumes import Volumes
+from shoal.master.volumes import Place
 from shoal.proto.v1 import objects_pb2 as o
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -51,6 +62,7 @@ class Hold:
     requests: tuple[tuple[str, int], ...]
     load: tuple[int, int]  # cpu and memory as the scores count them
     owner: str
+    claims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,7 @@ class Applied:
 
     nodes_changed: bool
     freed: bool
+    volumes_changed: bool = False
 
 
 def facts_of(node: o.Node) -> NodeFacts:
@@ -75,6 +88,17 @@ def holds(pod: o.Pod) -> bool:
     return bool(pod.spec.nodeName) and pod.status.phase not in FINAL_PHASES
 
 
+def hold_of(pod: o.Pod) -> Hold:
+    """What a bound pod takes."""
+    spec = pod.spec
+    return Hold(spec.nodeName, requests_of(spec), load_of(spec), owner_of(pod), claims_of_pod(pod))
+
+
+def hold_for(pods: PodClass, node: str) -> Hold:
+    """What one more pod of the class takes."""
+    return Hold(node, pods.requests, pods.load, pods.owner, pods.claims)
+
+
 class Snapshot:
     """`alloc` and `used` are int64[resource, node]; `resources` names their rows. `load` is int64[2, node]: cpu and
     memory, the first two of them, as the scores count them."""
@@ -87,6 +111,7 @@ class Snapshot:
         self.used: Ints = np.zeros((len(self.resources), 0), dtype=np.int64)
         self.load: Ints = np.zeros((2, 0), dtype=np.int64)
         self.ready: Bools = np.zeros(0, dtype=np.bool_)
+        self.volumes = Volumes()
         self.epoch = 0  # grows with every change of a node
         self._facts: dict[str, NodeFacts] = {}
         self._holds: dict[str, Hold] = {}  # by pod uid
@@ -102,6 +127,10 @@ class Snapshot:
     def facts(self) -> list[NodeFacts]:
         """In the order of the rows."""
         return [self._facts[name] for name in self.names]
+
+    def places(self) -> list[Place]:
+        """The nodes as volumes see them, in the order of the rows."""
+        return [Place(name, self._facts[name].labels) for name in self.names]
 
     def held(self, uid: str) -> Hold | None:
         return self._holds.get(uid)
@@ -150,14 +179,17 @@ class Snapshot:
     def apply(self, events: Iterable[Event]) -> Applied:
         """Nodes and pods as committed; the order within the batch does not matter for different objects."""
         changed: dict[str, NodeFacts | None] = {}
-        freed = False
+        freed = volumes_changed = False
         for event in events:
             if event.key.kind == "Node":
                 node = event.new.message if event.new else None
                 changed[event.key.name] = facts_of(node) if isinstance(node, o.Node) else None
             elif event.key.kind == "Pod":
                 freed = self._apply_pod(event) or freed
-        return Applied(self._apply_nodes(changed), freed)
+            elif event.key.kind in VOLUME_KINDS:
+                self.volumes.apply(event)
+                volumes_changed = True
+        return Applied(self._apply_nodes(changed), freed, volumes_changed)
 
     def _apply_pod(self, event: Event) -> bool:
         """True when something was freed."""
@@ -176,13 +208,15 @@ class Snapshot:
         known = self._holds.get(uid)
         if known is None or known.node != new.spec.nodeName:
             self.undo(uid)
-            self.commit(uid, Hold(new.spec.nodeName, requests_of(new.spec), load_of(new.spec), owner_of(new)))
+            self.commit(uid, hold_of(new))
         return freed
 
     def commit(self, uid: str, hold: Hold) -> None:
         """The pod takes its part of the node, known or not yet known."""
         assert uid not in self._holds, f"pod {uid} is placed twice"
         self._holds[uid] = hold
+        if hold.claims:
+            self.volumes.use(uid, hold.node, hold.claims)
         self._by_node.setdefault(hold.node, set()).add(uid)
         if hold.owner:
             on = self._owners.setdefault(hold.owner, {})
@@ -194,6 +228,8 @@ class Snapshot:
         hold = self._holds.pop(uid, None)
         if hold is None:
             return False
+        if hold.claims:
+            self.volumes.leave(uid, hold.claims)
         on_node = self._by_node[hold.node]
         on_node.discard(uid)
         if not on_node:

@@ -74,6 +74,12 @@ class Cache:
     def volumes_on(self, node: str) -> Collection[o.PersistentVolume]:
         return cast(Collection[o.PersistentVolume], self._indexes.find(("lives", node)))
 
+    def volumes_of(self, claim_uid: str) -> Collection[o.PersistentVolume]:
+        return cast(Collection[o.PersistentVolume], self._indexes.find(("given", claim_uid)))
+
+    def volumes_free(self, storage_class: str) -> Collection[o.PersistentVolume]:
+        return cast(Collection[o.PersistentVolume], self._indexes.find(("free", storage_class)))
+
     def sorted_keys(self, kind: str) -> Sequence[Key]:
         """All keys of a kind by namespace and name. Sorted anew only after keys came or went."""
         if kind not in self._sorted:

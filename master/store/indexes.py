@@ -11,7 +11,8 @@ from shoal.proto.references import homes, references
 from shoal.proto.v1 import objects_pb2 as o
 
 # ("owner", uid), ("node", name), ("label", kind, namespace, key, value),
-# ("refers", kind, namespace, name, node or ""): pods; ("claims", volume): claims; ("lives", node): volumes
+# ("refers", kind, namespace, name, node or ""): pods; ("claims", volume): claims; ("lives", node),
+# ("given", claim's uid) and ("free", storage class): volumes
 Entry: TypeAlias = tuple[str, ...]
 FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 _NOTHING: dict[Key, Object] = {}
@@ -25,10 +26,13 @@ def entries_of(record: Record) -> tuple[Entry, ...]:
     entries += [("label", key.kind, key.namespace, name, value) for name, value in metadata.labels.items()]
     if key.kind == "Pod":
         entries += _of_pod(cast(o.Pod, message))
-    elif key.kind == "PersistentVolumeClaim" and (volume := cast(o.PersistentVolumeClaim, message).spec.volumeName):
-        entries.append(("claims", volume))
+    elif key.kind == "PersistentVolumeClaim" and (named := cast(o.PersistentVolumeClaim, message).spec.volumeName):
+        entries.append(("claims", named))
     elif key.kind == "PersistentVolume":
-        entries += [("lives", node) for node in homes(cast(o.PersistentVolume, message))]
+        volume = cast(o.PersistentVolume, message)
+        entries += [("lives", node) for node in homes(volume)]
+        given = volume.spec.claimRef.uid
+        entries.append(("given", given) if given else ("free", volume.spec.storageClassName))
     return tuple(entries)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.master import volumes as rules
+from shoal.master.controllers import storage
 from shoal.master.model import Event, Key, Object, Record, key_of
-from shoal.master.scheduler.classes import compile_class, load_of, requests_of
+from shoal.master.scheduler.classes import Classes, compile_class, load_of, requests_of
 from shoal.master.scheduler.core import Plan, Waiting, schedule
 from shoal.master.scheduler.explain import same_story
 from shoal.master.scheduler.snapshot import Snapshot
 from shoal.master.scheduling import sentence
 from shoal.proto.v1 import objects_pb2 as o
-from tests.control_world import node, pod, replicaset
+from tests.control_world import claim, made_class, node, pod, replicaset, volume
 
 
 def added(obj: Object, revision: int = 1) -> Event:
@@ -238,3 +240,109 @@ def test_a_cycle_is_told_in_a_sentence() -> None:
         "bound 3 pods, 1 pod waits (0/2 nodes are available: 2 not ready.)"
     )
     assert sentence(0, ["a", "b"]) == "2 pods wait (a)"
+
+
+# ---- volumes ----
+def with_claims(one: o.Pod, *names: str) -> o.Pod:
+    for name in names:
+        one.spec.volumes.add(name=name).persistentVolumeClaim.claimName = name
+    return one
+
+
+def why(snapshot: Snapshot, one: o.Pod) -> str:
+    plan = place(snapshot, one)
+    for binding in plan.bindings:
+        snapshot.undo(binding.waiting.uid)
+    return plan.refusals[0].explanation.message if plan.refusals else ""
+
+
+NODES = (node("n1"), node("n2"), node("n3"))
+
+
+def bound_claim(name: str, to: str, mode: str = rules.ONCE) -> tuple[o.PersistentVolumeClaim, o.PersistentVolume]:
+    made, vol = claim(name, mode=mode), volume(f"v-{name}", cls="local", home=to)
+    made.spec.volumeName = vol.metadata.name
+    vol.spec.claimRef.CopyFrom(storage.reference(made))
+    return made, vol
+
+
+def test_b82_a_claim_says_why_it_holds_its_pod_back() -> None:
+    one = with_claims(pod("one"), "data")
+    assert why(snapshot_of(*NODES), one) == "0/3 nodes are available: claim data does not exist."
+    assert "claim data is not bound yet" in why(snapshot_of(*NODES, claim(cls="")), one)
+    assert "claim data is not bound yet" in why(snapshot_of(*NODES, claim(cls="unknown")), one)
+    leaving = claim()
+    leaving.metadata.deletionTimestamp.seconds = 1
+    assert "claim data is being deleted" in why(snapshot_of(*NODES, made_class(), leaving), one)
+    lost, _ = bound_claim("data", "n1")
+    assert "the volume of claim data does not exist" in why(snapshot_of(*NODES, lost), one)
+    here, vol = bound_claim("data", "n9")
+    assert why(snapshot_of(*NODES, here, vol), one) == "0/3 nodes are available: 3 volume is on another node."
+    disks = made_class("disks", "kubernetes.io/no-provisioner")
+    elsewhere = volume("on-9", cls="disks", home="n9")
+    assert "3 no volume fits claim data" in why(snapshot_of(*NODES, disks, elsewhere, claim(cls="disks")), one)
+
+
+def test_a_pod_goes_where_its_volume_is() -> None:
+    snapshot = snapshot_of(*NODES, *bound_claim("data", "n2"))
+    plan = place(snapshot, with_claims(pod("one"), "data"), with_claims(pod("two"), "data"))
+    assert [b.node for b in plan.bindings] == ["n2", "n2"]
+
+
+def test_two_pods_of_one_unbound_claim_in_one_window_go_to_one_node() -> None:
+    owner = replicaset()
+    pods = [with_claims(pod(f"p{index}", owner=owner), "data") for index in range(4)]
+    plan = place(snapshot_of(*NODES, made_class(), claim()), *pods)
+    assert len({b.node for b in plan.bindings}) == 1
+    assert len(plan.bindings) == 4
+
+
+def test_a_claim_of_another_namespace_is_another_claim() -> None:
+    classes = Classes()
+    one, other = with_claims(pod("one"), "data"), with_claims(pod("two"), "data")
+    other.metadata.namespace = "shop"
+    assert classes.of(one).claims == ("default/data",)
+    assert classes.of(other).claims == ("shop/data",)
+
+
+def test_the_node_that_a_claim_was_tied_to_is_kept() -> None:
+    tied = claim()
+    tied.metadata.annotations[rules.SELECTED_NODE] = "n3"
+    plan = place(snapshot_of(*NODES, made_class(), tied), with_claims(pod("one"), "data"))
+    assert [b.node for b in plan.bindings] == ["n3"]
+
+
+def test_one_pod_at_a_time_has_a_read_write_once_pod_claim() -> None:
+    snapshot = snapshot_of(*NODES, *bound_claim("data", "n2", mode=rules.ONCE_POD))
+    plan = place(snapshot, with_claims(pod("one"), "data"), with_claims(pod("two"), "data"))
+    assert len(plan.bindings) == 1
+    assert "in use by another pod" in plan.refusals[0].explanation.message
+    snapshot.undo(plan.bindings[0].waiting.uid)
+    assert not why(snapshot, with_claims(pod("three"), "data"))
+
+
+def test_hand_made_volumes_are_given_out_one_after_the_other() -> None:
+    disks = made_class("disks", "kubernetes.io/no-provisioner")
+    only = volume("only", cls="disks", home="n2")
+    snapshot = snapshot_of(*NODES, disks, only, claim("a", cls="disks"), claim("b", cls="disks"))
+    plan = place(snapshot, with_claims(pod("one"), "a"), with_claims(pod("two"), "b"))
+    assert [b.node for b in plan.bindings] == ["n2"]
+    assert "waits until another claim" in plan.refusals[0].explanation.message
+
+
+def test_a_pod_needs_as_many_hand_made_volumes_as_it_has_claims() -> None:
+    disks = made_class("disks", "kubernetes.io/no-provisioner")
+    claims = [claim("a", cls="disks"), claim("b", cls="disks")]
+    both = with_claims(pod("one"), "a", "b")
+    first = [volume("v1", cls="disks", home="n1"), volume("v2", cls="disks", home="n2")]
+    assert "no volume fits claim b" in why(snapshot_of(*NODES, disks, *first, *claims), both)
+    plan = place(snapshot_of(*NODES, disks, *first, volume("v3", cls="disks", home="n2"), *claims), both)
+    assert [b.node for b in plan.bindings] == ["n2"]
+
+
+def test_memory_pressure_is_tolerated_by_who_has_asked_for_something() -> None:
+    taint = ("node.kubernetes.io/memory-pressure", "", "NoSchedule")
+    assert "memory-pressure" in why(snapshot_of(node("n1", taints=[taint])), pod("best-effort"))
+    assert not why(snapshot_of(node("n1", taints=[taint])), pod("burstable", cpu="100m"))
+    disk = ("node.kubernetes.io/disk-pressure", "", "NoSchedule")
+    assert "disk-pressure" in why(snapshot_of(node("n1", taints=[disk])), pod("burstable", cpu="100m"))
