@@ -8,12 +8,6 @@ from shoal.proto.errors import FieldError
 from shoal.proto.v1 import objects_pb2 as o
 
 
-def enforced(view: View, namespace: str) -> str:
-    """The level of a namespace as it is now."""
-    found = view.get("Namespace", "", namespace)
-    return podsecurity.level(found.metadata.labels if found is not None else {})
-
-
 def problems(view: View, obj: Object, old: Object | None = None) -> list[FieldError]:
     """What the namespace forbids of an object that is to be created; of a change only if it touches the pods' spec, so
     that what was allowed before can still be scaled or labelled. Kubernetes only warns about templates; but their
@@ -21,7 +15,10 @@ def problems(view: View, obj: Object, old: Object | None = None) -> list[FieldEr
     spec, path = _pods(obj)
     if spec is None or (old is not None and _pods(old)[0] == spec):
         return []
-    return podsecurity.violations(spec, path, enforced(view, obj.metadata.namespace))
+    namespace = view.get("Namespace", "", obj.metadata.namespace)
+    if namespace is None:
+        return []  # admission tells of that; its labels are not known
+    return podsecurity.violations(spec, path, podsecurity.level(namespace.metadata.labels))
 
 
 def _pods(obj: Object) -> tuple[o.PodSpec | None, str]:

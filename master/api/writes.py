@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shoal.master.api import admission, deletion
@@ -123,22 +123,22 @@ class Writes:
     async def apply(self, request: c.WriteRequest) -> c.WriteResponse:
         admission.check_request(request.request_id, len(request.objects))
         now = self._now()
-        pending = list(range(len(request.objects)))
         answers: dict[int, c.WriteResult] = {}
         revision = 0
 
         def attempt(index: int) -> Attempt:
             return self._apply_one(request.objects[index], admission.Stamp(request.request_id, index, now))
 
-        for _ in range(ATTEMPTS):
-            response = await self._carry_out(pending, attempt, request.dry_run)
-            revision = max(revision, response.revision)
-            answers.update(zip(pending, response.results, strict=True))
-            # It came or went between looking and writing: look again
-            pending = [i for i in pending if answers[i].failure.reason in ("AlreadyExists", "NotFound")]
-            pending = [i for i in pending if not _namespace_missing(self._store, request.objects[i])]
-            if not pending or request.dry_run:
-                break
+        for pending in _namespaces_first(request.objects):
+            for _ in range(ATTEMPTS):
+                response = await self._carry_out(pending, attempt, request.dry_run)
+                revision = max(revision, response.revision)
+                answers.update(zip(pending, response.results, strict=True))
+                # It came or went between looking and writing: look again
+                pending = [i for i in pending if answers[i].failure.reason in ("AlreadyExists", "NotFound")]
+                pending = [i for i in pending if not _namespace_missing(self._store, request.objects[i])]
+                if not pending or request.dry_run:
+                    break
         made = c.WriteResponse(results=[answers[i] for i in range(len(request.objects))], revision=revision)
         return made if request.dry_run else await self._remove_finished(made)
 
@@ -272,6 +272,13 @@ class Writes:
         if changes:
             await self._store.write(changes)
         return response
+
+
+def _namespaces_first(objects: Sequence[c.Object]) -> Iterable[list[int]]:
+    """Indexes in two rounds: what is allowed in a namespace depends on how it is labelled."""
+    for namespaces in (True, False):
+        if indexes := [i for i, found in enumerate(objects) if (found.kind == "Namespace") == namespaces]:
+            yield indexes
 
 
 def _try(make: Callable[[int], Attempt], index: int) -> Attempt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -89,6 +90,28 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
         " spec: {containers: [{name: c, image: b}]}}}}",
         "spec.replicas",
     ),
+    "security level": (
+        "{apiVersion: v1, kind: Namespace, metadata: {name: n, labels: {pod-security.kubernetes.io/enforce: strict}}}",
+        'metadata.labels["pod-security.kubernetes.io/enforce"]: "strict" is not valid: did you mean "restricted"?',
+    ),
+    "no such volume": (
+        pod("p", more=", volumeMounts: [{name: data, mountPath: /data}]"),
+        'spec.containers[0].volumeMounts[0].name: the pod has no volume "data": it has none',
+    ),
+    "machine's own sysctl": (
+        pod("p").replace(
+            ", containers:", ", securityContext: {sysctls: [{name: vm.swappiness, value: a}]}, containers:"
+        ),
+        'spec.securityContext.sysctls[0].name: "vm.swappiness" does not belong to a pod, but to the whole machine',
+    ),
+    "Secret that is not base64": (
+        "{apiVersion: v1, kind: Secret, metadata: {name: s}, data: {token: 'not base64!'}}",
+        "manifest.yaml:1: Secret s: data.token: is not base64",
+    ),
+    "large Secret": (
+        json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"k": "x" * MIB}}),
+        f"holds {MIB + 1} bytes: a Secret holds at most {MIB}",
+    ),
     "large ConfigMap": (
         config_map("c", json.dumps({"k": "x" * MIB})),
         f"holds {MIB + 1} bytes: a ConfigMap holds at most {MIB}",
@@ -159,6 +182,21 @@ def test_json_and_standard_input(shoal: Shoal) -> None:
 
 
 # ---- bounds ----
+@pytest.mark.parametrize("kind", ["ConfigMap", "Secret"])
+def test_a_mebibyte_of_any_bytes_is_kept(shoal: Shoal, kind: str) -> None:
+    """All the way and back: the command, gRPC, the store; and changed once more, which sends the old and the new."""
+    field = "binaryData" if kind == "ConfigMap" else "data"
+    tree = {"apiVersion": "v1", "kind": kind, "metadata": {"name": "big"}}
+    for fill in (b"\xff", b"\x00"):
+        data = {"k": base64.b64encode(fill * (MIB - 1)).decode()}
+        shoal.apply(json.dumps({**tree, field: data}))
+        [found] = shoal.items(kind.lower() + "s")
+        assert found[field] == data
+    full = {"k": data["k"], "l": ""}
+    shoal.apply(json.dumps({**tree, field: full}), code=1)
+    assert f"holds {MIB + 1} bytes: a {kind} holds at most {MIB}" in shoal.err
+
+
 def test_the_largest_that_is_taken(shoal: Shoal) -> None:
     assert shoal.apply(config_map("c", json.dumps({"k": "x" * (MIB - 1)}))) == "configmap/c created\n"
     name = ".".join(["n" * 62] * 4) + "nn"
@@ -367,6 +405,39 @@ def test_inside_a_pod(shoal: Shoal) -> None:
     assert shoal("exec", "-i", "p", "--", "wc", "-c", stdin=b"x" * 300_000).strip() == "300000"
     assert shoal("exec", "-it", "p", "--", "cat", stdin="hi") == "hi"
     assert "warning: no terminal for -t" in shoal.err
+
+
+def test_what_the_namespace_forbids(shoal: Shoal) -> None:
+    where = "spec.containers[0].securityContext.privileged: is not allowed: remove it"
+    label = "the label pod-security.kubernetes.io/enforce=privileged on it would allow this"
+    shoal.refuses(
+        pod("p", more=", securityContext: {privileged: true}"),
+        f"error: pod/p: Pod default/p is invalid: {where}",
+        label,
+    )
+    template = "{metadata: {labels: {a: b}}, spec: {hostNetwork: true, containers: [{name: c, image: b}]}}"
+    deployment = f"{{selector: {{matchLabels: {{a: b}}}}, template: {template}}}"
+    text = f"{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: d}}, spec: {deployment}}}"
+    shoal.refuses(text, "deployment/d", "spec.template.spec.hostNetwork: is not allowed", label)
+
+
+def test_levels_of_security(shoal: Shoal) -> None:
+    def space(level: str) -> str:
+        labels = f"{{pod-security.kubernetes.io/enforce: {level}}}"
+        return f"{{apiVersion: v1, kind: Namespace, metadata: {{name: levels, labels: {labels}}}}}\n---\n"
+
+    host = (
+        pod("p")
+        .replace("name: p", "name: p, namespace: levels")
+        .replace(", containers:", ", hostPID: true, containers:")
+    )
+    shoal.apply(space("restricted") + host, code=1)
+    told = ("hostPID", "allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile.type")
+    assert all(f"{path}: " in shoal.err for path in told), shoal.err
+    shoal.apply(space("baseline") + host, code=1)
+    assert "spec.hostPID: is not allowed" in shoal.err and "capabilities" not in shoal.err
+    assert "pod/p created" in shoal.apply(space("privileged") + host)
+    shoal("delete", "namespace", "levels", "--force", "--timeout", "60s")
 
 
 def test_a_field_that_cannot_change(shoal: Shoal) -> None:

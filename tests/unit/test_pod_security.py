@@ -207,6 +207,19 @@ async def test_pods_and_templates_are_refused_by_the_namespace_level(master: Mas
     assert await apply(api, strict, deployment(strict)) == [[], []]
 
 
+async def test_a_namespace_and_its_pods_may_come_together(master: Master) -> None:
+    host = pod({"spec.hostPID": True})
+    host.metadata.namespace = "n"
+
+    async def together(level: str) -> list[str]:
+        objects = [c.Object(kind=one.kind, body=one.SerializeToString()) for one in (host, namespace("n", level))]
+        request = c.WriteRequest(request_id=level, objects=objects)
+        return [result.failure.reason or result.action for result in (await master.service.apply(request)).results]
+
+    assert await together("baseline") == ["Invalid", "created"]
+    assert await together("privileged") == ["created", "configured"]
+
+
 async def test_a_level_that_nobody_knows_is_refused(master: Master) -> None:
     assert await apply(master.service, namespace("n", "Baseline")) == [
         ['metadata.labels["pod-security.kubernetes.io/enforce"]']
