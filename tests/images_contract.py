@@ -247,3 +247,66 @@ class ImagesContract:
             await store.load(broken())
         assert await store.list() == []
         assert len(await store.load(make.chunks(make.small()))) == 1
+
+    async def test_a_tag_is_another_name(self, store: Images) -> None:
+        [image] = await store.load(make.chunks(make.small()))
+        await store.tag("test", "mine.io/app:v1")
+        found = await store.find("mine.io/app:v1")
+        assert found is not None and found.digest == image.digest
+        assert sorted(found.names) == [NAME, "mine.io/app:v1"]
+        await store.load(make.chunks(make.small(b"other", "other:1")))
+        await store.tag("other:1", "mine.io/app:v1")
+        moved = await store.find("mine.io/app:v1")
+        assert moved is not None and moved.digest != image.digest
+        for source, target, reason in (
+            ("none:1", "a:1", "NotFound"),
+            ("test", "A:1", "InvalidImageName"),
+            ("test", f"a@{image.digest}", "InvalidImageName"),
+        ):
+            with pytest.raises(ImageFault) as caught:
+                await store.tag(source, target)
+            assert caught.value.reason == reason
+
+    async def test_inspect_says_what_there_is(self, store: Images) -> None:
+        [image] = await store.load(make.chunks(make.small(config={"Entrypoint": ["/e"], "Cmd": ["c"]})))
+        told = json.loads(json.dumps(await store.inspect("test")))
+        assert (told["id"], told["digest"], told["names"]) == (image.id, image.digest, [NAME])
+        assert told["size"] == image.size and told["config"]["Entrypoint"] == ["/e"]
+        assert [one["digest"][:7] for one in told["layers"]] == ["sha256:"]
+        with pytest.raises(ImageFault) as caught:
+            await store.inspect("none")
+        assert caught.value.reason == "NotFound"
+
+    async def test_what_was_saved_loads_again(self, store: Images) -> None:
+        layers = [make.layer(make.member("base")), make.layer(make.member("top", b"t" * 5000))]
+        [one] = await store.load(make.chunks(make.docker_archive(*layers, tags=["one:1"])))
+        [two] = await store.load(make.chunks(make.oci_archive(make.image(layers[0], names=["a.io/two:2"]))))
+        saved = b"".join([chunk async for chunk in store.save(["one:1", "a.io/two:2"])])
+        for image in (one, two):
+            await store.remove(image.digest)
+        assert await store.list() == []
+        again = await store.load(make.chunks(saved))
+        assert {image.digest: image.config for image in again} == {one.digest: one.config, two.digest: two.config}
+        assert [image.names for image in again] == [one.names, two.names]
+        with pytest.raises(ImageFault) as caught:
+            [chunk async for chunk in store.save(["none:1"])]
+        assert caught.value.reason == "NotFound"
+
+    async def test_prune_takes_what_nobody_holds(self, store: Images) -> None:
+        await store.load(make.chunks(make.small()))
+        await store.load(make.chunks(make.small(b"other", "other:1")))
+        await store.hold("pod", "test")
+        assert (await store.prune()).names == []
+        planned = await store.prune(all=True, dry_run=True)
+        assert planned.names == ["docker.io/library/other:1"] and planned.freed > 0
+        assert len(await store.list()) == 2
+        assert await store.prune(all=True) == planned
+        assert [image.names for image in await store.list()] == [(NAME,)]
+
+    async def test_collect_leaves_what_is_held(self, store: Images) -> None:
+        await store.load(make.chunks(make.small()))
+        await store.load(make.chunks(make.small(b"other", "other:1")))
+        await store.hold("pod", "test")
+        assert (await store.collect(0, 0)).names == []
+        assert (await store.collect(1 << 40, 0)).names == ["docker.io/library/other:1"]
+        assert [image.names for image in await store.list()] == [(NAME,)]

@@ -181,6 +181,7 @@ def described(record: Record, document: Mapping[str, object], state: State) -> M
             "digest": blob,
             "diffID": state.layers[chain].diff_id,
             "size": state.blobs.get(blob, 0),
+            "kept": blob in state.blobs,  # else push and save cannot do without a new pull
             "unpackedSize": state.layers[chain].size,
         }
         for chain, blob in zip(record.chain, record.blobs or [""] * len(record.chain), strict=True)
