@@ -21,11 +21,12 @@ from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 WAIT_SECONDS = 30
+FOLLOWED = "".join(f"line {number}\n" for number in range(20)).encode()
 
 
 def pod() -> o.Pod:
     made = o.Pod(apiVersion="v1", kind="Pod")
-    made.metadata.name, made.metadata.namespace = "web", "default"
+    made.metadata.name, made.metadata.namespace, made.spec.nodeName = "web", "default", "n1"
     made.spec.containers.add(name="app", image="i")
     return made
 
@@ -57,10 +58,37 @@ class Service:
 
     def logs(self, request: c.LogsRequest, context: grpc.ServicerContext) -> Iterator[s.TunnelFrame]:
         self.asked.append(request)
+        if request.options.follow:
+            yield from self.followed(request, context)
+            return
         yield s.TunnelFrame(data=b"one\n\xff")
         yield s.TunnelFrame(data=b"two\n")
         error = "the log is not there any more" if request.options.previous else ""
         yield s.TunnelFrame(end=s.TunnelEnd(error=error))
+
+    def followed(self, request: c.LogsRequest, context: grpc.ServicerContext) -> Iterator[s.TunnelFrame]:
+        """Numbered lines; it breaks off every third frame, in the midst of a line. A position is a byte of the text."""
+        place = request.options.resume
+        begin = place.offset + place.skip_bytes
+        rest = FOLLOWED[begin:]
+        if request.options.HasField("limit_bytes"):
+            rest = rest[: request.options.limit_bytes]
+        yield s.TunnelFrame(position=s.LogPosition(offset=place.offset, skip_bytes=place.skip_bytes))
+        for frame, at in enumerate(range(0, len(rest), 7)):
+            if frame == 3:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the master ended")
+            piece = rest[at : at + 7]
+            known = s.LogPosition(offset=begin + at + len(piece)) if frame == 1 else None
+            yield s.TunnelFrame(data=piece, position=known)
+        yield s.TunnelFrame(end=s.TunnelEnd())
+
+    def top(self, request: c.TopRequest, context: grpc.ServicerContext) -> c.TopResponse:
+        made = c.TopResponse(missing=["n9"])
+        for name, cores in (("a", 0.1), ("b", 1.25)):
+            used = [s.ContainerUsage(container=each, cpu_cores=cores, memory_bytes=3 << 20) for each in ("x", "y")]
+            made.pods.add(namespace="default", name=name, containers=used)
+            made.nodes.add(name=name, cpu_cores=cores, cpu_allocatable=2, memory_bytes=1 << 30)
+        return made
 
     def exec(self, requests: Iterator[c.ExecRequest], context: grpc.ServicerContext) -> Iterator[s.TunnelFrame]:
         start = next(requests).start
@@ -98,6 +126,7 @@ def handlers(service: Service) -> grpc.GenericRpcHandler:
         "Apply": made(grpc.unary_unary_rpc_method_handler, service.apply, c.WriteRequest),
         "Logs": made(grpc.unary_stream_rpc_method_handler, service.logs, c.LogsRequest),
         "Exec": made(grpc.stream_stream_rpc_method_handler, service.exec, c.ExecRequest),
+        "Top": made(grpc.unary_unary_rpc_method_handler, service.top, c.TopRequest),
         "LoadImage": made(grpc.stream_stream_rpc_method_handler, service.load, c.LoadImageRequest),
     }
     return grpc.method_handlers_generic_handler("shoal.v1.Cluster", methods)
@@ -150,6 +179,44 @@ def test_logs_pass_bytes_on(service: Service) -> None:
     assert (code, "the log is not there any more" in err) == (1, True)
     code, _, err = shoal("logs", "web", "-c", "nope")
     assert (code, 'has no container "nope": it has app' in err) == (1, True)
+
+
+def test_a_followed_log_goes_on_where_it_was_cut_off(service: Service) -> None:
+    code, out, err = shoal("logs", "-f", "web")
+    assert (code, out) == (0, FOLLOWED)
+    assert len(service.asked) > 3 and err.count("is interrupted, it will go on where it was") == len(service.asked) - 1
+    code, out, _ = shoal("logs", "-f", "web", "--prefix")
+    lines = [b"[pod/web/app] " + line for line in FOLLOWED.splitlines()]
+    assert (code, out.splitlines()) == (0, lines), "no colour, as this is no terminal"
+    code, out, _ = shoal("logs", "-f", "web", "--limit-bytes", "60")
+    assert (code, out) == (0, FOLLOWED[:60])
+
+
+def test_what_logs_refuses(service: Service) -> None:
+    for words, text in (
+        ((), "name a pod"),
+        (("web", "-l", "a=b"), "one of the two"),
+        (("web", "-c", "a", "--all-containers"), "exclude each other"),
+        (("web", "-f", "-p"), "exclude each other"),
+        (("web", "--since", "1m", "--since-time", "2026-01-02T03:04:05Z"), "exclude each other"),
+        (("-l", "a in ("), "a in ("),
+        (("web", "--since-time", "2026-13-02T03:04:05Z"), "is not a time"),
+    ):
+        code, _, err = shoal("logs", *words)
+        assert (code, text in err, "Traceback" in err) == (2, True, False), (words, err)
+
+
+def test_top(service: Service) -> None:
+    code, out, err = shoal("top", "pods", "--sort-by", "cpu")
+    rows = [line.split() for line in out.decode().splitlines()]
+    assert rows == [["NAME", "CPU(cores)", "MEMORY(bytes)"], ["b", "2500m", "6Mi"], ["a", "200m", "6Mi"]]
+    assert (code, err) == (0, "warning: node n9 does not answer\n")
+    rows = [line.split() for line in shoal("top", "po", "-A", "--containers", "--no-headers")[1].decode().splitlines()]
+    assert rows[0] == ["default", "a", "x", "100m", "3Mi"] and len(rows) == 4
+    rows = [line.split() for line in shoal("top", "nodes")[1].decode().splitlines()]
+    assert rows[1] == ["a", "100m", "5%", "1024Mi", "<unknown>"]
+    code, _, err = shoal("top", "deployments")
+    assert (code, "pods or nodes" in err) == (2, True)
 
 
 def test_a_reader_that_goes_is_no_error(service: Service) -> None:

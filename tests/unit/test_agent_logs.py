@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.agent import logs
 from shoal.agent.logs import (
     CHUNK,
     MAX_LINE,
@@ -154,10 +155,12 @@ async def test_follow_goes_on_over_rotations_until_the_end(log: Log) -> None:
     assert b"".join(got).decode() == expected + "last words\n"
 
 
-async def test_a_reader_can_go_on_from_any_position(log: Log) -> None:
+@pytest.mark.parametrize("chunk", [100, 1000, CHUNK])
+async def test_a_reader_can_go_on_from_any_position(log: Log, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it was cut off, also in the midst of a line, of a piece, and after rotations."""
-    text = [f"{T0} stdout F {number} {'x' * 3000}\n" for number in range(20)]
-    text[7:7] = [f"{T0} stdout P begun \n", f"{T0} stderr F between\n", f"{T0} stdout P on \n"]
+    monkeypatch.setattr(logs, "CHUNK", chunk)
+    text = [f"{T0} stdout F {number} {'x' * 300}\n" for number in range(20)]
+    text[7:7] = [f"{T0} stdout P begun\n", f"{T0} stderr F between\n", f"{T0} stderr F {'y' * 500}\n"]
     text.append(f"{T0} stdout F ended\n")
     log.write(*text[:12], raw=True)
     log.rotate()
@@ -176,7 +179,7 @@ async def test_a_reader_can_go_on_from_any_position(log: Log) -> None:
         rest = [more.data async for more in read_logs(log.files, log.path, options, lambda: True)]
         assert got + b"".join(rest) == whole
     assert place is not None
-    for skipped in (1, 5, 4000):
+    for skipped in (1, 5, 400):
         options = LogOptions(resume=replace(pieces[0].position or place, skip=skipped))
         rest = [more.data async for more in read_logs(log.files, log.path, options, lambda: True)]
         assert b"".join(rest) == whole[skipped:]

@@ -240,7 +240,7 @@ def test_who_swaps_folders_for_links_leads_nobody_outside(tmp_path: Path) -> Non
     entries = [file(f"top/sub/{number}") for number in range(50)]
     refused = 0
     try:
-        for _ in range(40):
+        for _ in range(20):
             try:
                 unpack(stream(Entry("top", FOLDER), Entry("top/sub", FOLDER), *entries), target)
             except (TreeFault, OSError):
@@ -249,4 +249,22 @@ def test_who_swaps_folders_for_links_leads_nobody_outside(tmp_path: Path) -> Non
         over.set()
         racer.join()
     assert os.listdir(outside) == []
-    assert refused < 40, "it never even began"
+    assert refused < 20, "it never even began"
+
+
+def test_a_folder_that_becomes_a_link_at_once_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same race, won by whoever changes the tree."""
+    outside, target, mkdir = tmp_path / "outside", tmp_path / "target", os.mkdir
+    outside.mkdir()
+    target.mkdir()
+
+    def swapped(name: str, mode: int, *, dir_fd: int) -> None:
+        mkdir(name, mode, dir_fd=dir_fd)
+        if name == "sub":
+            os.rmdir(name, dir_fd=dir_fd)
+            os.symlink(outside, name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", swapped)
+    with pytest.raises(TreeFault, match="is no folder"):
+        unpack(stream(Entry("top", FOLDER), Entry("top/sub", FOLDER), file("top/sub/evil")), target)
+    assert os.listdir(outside) == []
