@@ -22,6 +22,9 @@ from shoal.proto.v1 import objects_pb2 as o
 
 NOT_READY = "node.shoal.dev/not-ready"
 UNREACHABLE = "node.shoal.dev/unreachable"
+MEMORY_PRESSURE = "node.kubernetes.io/memory-pressure"
+DISK_PRESSURE = "node.kubernetes.io/disk-pressure"
+PID_PRESSURE = "node.kubernetes.io/pid-pressure"
 OWN_TAINTS = frozenset({NOT_READY, UNREACHABLE})
 MISSED_BEATS = 3  # so many missed heartbeats make a node NotReady
 BRAKE_NODES = 2  # the brake needs more nodes than this ...
@@ -29,6 +32,25 @@ BRAKE_SHARE = 0.3  # ... and more than this share of all, vanished within one gr
 SWEEP = Key("Node", "", "*")  # all nodes are judged together
 SWEEP_SECONDS = 1.0
 WATCHED = ("RuntimeReady", "NetworkReady")  # an agent's own conditions; False makes its node not ready
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """A condition that an agent reports, the taint that follows it, and the events at its beginning and end."""
+
+    condition: str
+    taint: str
+    what: str
+    begun: str
+    over: str
+
+
+PRESSURES = (
+    Pressure("MemoryPressure", MEMORY_PRESSURE, "memory", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+    Pressure("DiskPressure", DISK_PRESSURE, "disk space", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+    Pressure("PIDPressure", PID_PRESSURE, "process ids", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+)
+PRESSURE_TAINTS = frozenset(pressure.taint for pressure in PRESSURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +108,7 @@ def reconcile(view: View, _key: Key, now: float, beats: Beats) -> Outcome:
     vanished = brake(nodes, now, beats)
     words = []
     for node in nodes:
+        mark_pressure(node, now, outcome)
         verdict = judge(node, beats, vanished, len(nodes))
         if verdict is None or settled(node, verdict):
             continue
@@ -104,6 +127,42 @@ def reconcile(view: View, _key: Key, now: float, beats: Beats) -> Outcome:
 
 def describe(verdict: Verdict) -> str:
     return "ready" if verdict.status == "True" else f"not ready: {verdict.message}"
+
+
+# ---- pressure ----
+def pressed(node: o.Node) -> list[str]:
+    """The taints that its agent's conditions ask for, in the order of PRESSURES."""
+    return [p.taint for p in PRESSURES if (c := condition(node.status.conditions, p.condition)) and c.status == "True"]
+
+
+def pressure_taints(node: o.Node) -> list[str]:
+    """Those that it has."""
+    return sorted(t.key for t in node.spec.taints if t.key in PRESSURE_TAINTS)
+
+
+def mark_pressure(node: o.Node, now: float, outcome: Outcome) -> None:
+    """Keeps new pods away from a node while it is short of something; those that are there stay."""
+    before, wanted = pressure_taints(node), pressed(node)
+    if before == sorted(wanted):
+        return
+    outcome.changes.append(Modify(key_of(node), partial(_mark_pressure, now=now), uid=node.metadata.uid))
+    for pressure in PRESSURES:
+        if (pressure.taint in wanted) != (pressure.taint in before):
+            begun = pressure.taint in wanted
+            grave, reason = ("Warning", pressure.begun) if begun else ("Normal", pressure.over)
+            what = "is short of" if begun else "has enough of"
+            outcome.said.append(Said(node, grave, reason, f"Node {node.metadata.name} {what} {pressure.what}"))
+
+
+def _mark_pressure(found: Object, now: float) -> bool:
+    if not isinstance(found, o.Node) or pressure_taints(found) == sorted(pressed(found)):
+        return False
+    wanted, there = pressed(found), pressure_taints(found)
+    kept = [t for t in found.spec.taints if t.key not in PRESSURE_TAINTS or t.key in wanted]
+    kept += [o.Taint(key=key, effect="NoSchedule", timeAdded=instant(now)) for key in wanted if key not in there]
+    del found.spec.taints[:]
+    found.spec.taints.extend(kept)
+    return True
 
 
 # ---- judging ----

@@ -268,6 +268,57 @@ def test_a_runtime_that_is_not_ready_makes_the_node_not_ready() -> None:
     assert going.status.phase == "Running"
 
 
+def say(cluster: Cluster, name: str, type_: str, status: str) -> None:
+    """What its agent reports."""
+
+    def edit(found: Object) -> bool:
+        assert isinstance(found, o.Node)
+        kept = [c for c in found.status.conditions if c.type != type_]
+        del found.status.conditions[:]
+        found.status.conditions.extend([*kept, o.Condition(type=type_, status=status)])
+        return True
+
+    cluster.world.apply([Modify(Key("Node", "", name), edit)])
+    cluster.pass_time(1)
+
+
+def taints_of(cluster: Cluster, name: str) -> list[tuple[str, str]]:
+    found = cluster.world.get("Node", "", name)
+    assert isinstance(found, o.Node)
+    return [(t.key, t.effect) for t in found.spec.taints]
+
+
+def test_pressure_keeps_new_pods_away_and_goes_when_it_is_over() -> None:
+    cluster = Cluster(2, running("calm", "n0"))
+    say(cluster, "n0", "MemoryPressure", "True")
+    say(cluster, "n0", "DiskPressure", "True")
+    assert taints_of(cluster, "n0") == [
+        ("node.kubernetes.io/memory-pressure", "NoSchedule"),
+        ("node.kubernetes.io/disk-pressure", "NoSchedule"),
+    ]
+    assert not taints_of(cluster, "n1")
+    cluster.pass_time(20)
+    assert cluster.world.get("Pod", "default", "calm") is not None, "who is there stays"
+    say(cluster, "n0", "MemoryPressure", "False")
+    assert taints_of(cluster, "n0") == [("node.kubernetes.io/disk-pressure", "NoSchedule")]
+    say(cluster, "n0", "DiskPressure", "Unknown")
+    assert not taints_of(cluster, "n0")
+
+
+def test_a_persons_own_taint_stays_under_pressure() -> None:
+    cluster = Cluster(1)
+
+    def taint(found: Object) -> bool:
+        assert isinstance(found, o.Node)
+        found.spec.taints.add(key="mine", effect="NoSchedule")
+        return True
+
+    cluster.world.apply([Modify(Key("Node", "", "n0"), taint)])
+    say(cluster, "n0", "PIDPressure", "True")
+    say(cluster, "n0", "PIDPressure", "False")
+    assert taints_of(cluster, "n0") == [("mine", "NoSchedule")]
+
+
 def test_a_no_execute_taint_evicts_gracefully_after_the_tolerated_time() -> None:
     soon, later = running("soon", "n0"), running("later", "n0")
     later.spec.tolerations.append(o.Toleration(key="maintenance", operator="Exists", tolerationSeconds=30))
