@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods.machine import PodMachine
 from shoal.agent.volumes.port import VolumeFault, Volumes
-from shoal.proto.references import CLAIM, Reference, references
+from shoal.proto.references import CLAIM, VOLUME_PROTECTION, Reference, references
 from shoal.proto.v1 import objects_pb2 as o
 
 log = logging.getLogger("shoal.agent.reclaim")
@@ -23,6 +23,7 @@ def given_up(volumes: Iterable[o.PersistentVolume]) -> Sequence[o.PersistentVolu
         volume
         for volume in volumes
         if volume.metadata.HasField("deletionTimestamp")
+        and VOLUME_PROTECTION not in volume.metadata.finalizers  # a claim still has it
         and volume.spec.persistentVolumeReclaimPolicy == DELETE
         and volume.spec.HasField("local")
         and not volume.spec.local.path

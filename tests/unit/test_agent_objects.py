@@ -171,7 +171,9 @@ async def test_objects_outlive_the_agent(world: World) -> None:
 # ---- persistent volumes that are given up ----
 def test_only_shoal_s_own_folders_are_given_up() -> None:
     kept = [volume(), volume(going=True, policy="Retain"), volume(going=True, path="/srv/data")]
-    assert given_up([*kept, volume("pv9", going=True)]) == [volume("pv9", going=True)]
+    bound = volume("pv8", going=True)
+    bound.metadata.finalizers.append("kubernetes.io/pv-protection")
+    assert given_up([*kept, bound, volume("pv9", going=True)]) == [volume("pv9", going=True)]
 
 
 def test_a_volume_is_in_use_by_the_pods_of_its_own_claim() -> None:
