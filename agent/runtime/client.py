@@ -18,12 +18,11 @@ from typing import Any
 
 from shoal.agent.runtime import caps, cgroups, namespaces, profiles, records, wire
 from shoal.agent.runtime.events import Broadcast
-from shoal.agent.runtime.execstream import PipeStream
+from shoal.agent.runtime.execstream import AttachStream, PipeStream
 from shoal.agent.runtime.port import (
     ContainerID,
     ContainerSpec,
     ContainerState,
-    ExecStream,
     Exit,
     Exited,
     ProbeRun,
@@ -366,8 +365,9 @@ class Client:
         found, _ = await self._call("probe", within=within, **fields)
         return ProbeRun(found["code"], found["output"].encode("latin-1"))
 
-    async def attach(self, id: ContainerID, *, stdin: bool = False) -> ExecStream:
-        raise NotImplementedError
+    async def attach(self, id: ContainerID, *, stdin: bool = False) -> AttachStream:
+        found, fds = await self._call("attach", pod=id.pod_uid, run=_run(id), stdin=stdin)
+        return AttachStream(dict(zip(found["fds"], fds, strict=True)))
 
     async def usage(self) -> Mapping[ContainerID, Usage]:
         return await asyncio.to_thread(self._usage)

@@ -121,6 +121,28 @@ class PipeStream:
         self._fds = {}
 
 
+class AttachStream(PipeStream):
+    """A container's own streams: nothing ends with them. The exit code on `status` comes when all has been written."""
+
+    def __init__(self, fds: dict[str, int]) -> None:
+        super().__init__({**fds, "pidfd": os.dup(fds["status"])})
+
+    async def close_input(self) -> None:
+        if "control" in self._fds and "stdin" in self._fds:
+            await self.write(END_OF_TRANSMISSION)
+        else:
+            await super().close_input()
+
+    async def resize(self, rows: int, columns: int) -> None:
+        if "control" in self._fds:
+            fcntl.ioctl(self._fds["control"], termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    async def close(self) -> None:
+        self._reading = {}
+        wire.close_all(list(self._fds.values()))
+        self._fds = {}
+
+
 async def _ready(readers: list[int], writers: list[int]) -> None:
     """Waits until one of the descriptors can be read or written."""
     loop = asyncio.get_running_loop()

@@ -42,6 +42,9 @@ class Executions:
         try:
             ours["status"], status = os.pipe2(os.O_CLOEXEC)  # before the start: out of descriptors, nothing may run
             launched = start(theirs)
+            if launched.terminal >= 0:
+                os.close(ours["terminal"])
+                ours["terminal"] = launched.terminal
             ours["pidfd"] = os.dup(launched.pidfd)
         except BaseException:
             wire.close_all([*ours.values(), status])

@@ -17,6 +17,7 @@ import asyncio
 import signal as signals
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 
 from shoal.agent.runtime.events import Broadcast
@@ -83,7 +84,8 @@ class _Run:
     behaviour: Behaviour
     begun: asyncio.Future[None]
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
-    attached: list[FakeExec] = field(default_factory=list)
+    listeners: list[FakeAttach] = field(default_factory=list)
+    input_closed: bool = False
 
 
 class FakeRuntime:
@@ -193,8 +195,8 @@ class FakeRuntime:
         run.state = replace(run.state, exit=exit)
         if not run.begun.done():
             run.begun.set_result(None)
-        for stream in run.attached:
-            stream.end(exit.code)
+        for listener in run.listeners:
+            listener.finish(exit.code)
         self._tell(Exited(id, exit))
 
     def _tell(self, event: RuntimeEvent) -> None:
@@ -265,14 +267,34 @@ class FakeRuntime:
             await stream.close()
         return ProbeRun(code, output)
 
-    async def attach(self, id: ContainerID, *, stdin: bool = False) -> FakeExec:
-        """To a container that gives back what it is given."""
+    async def attach(self, id: ContainerID, *, stdin: bool = False) -> FakeAttach:
+        """Every container gives back its input; `cat` ends with it (stdinOnce)."""
         self._check()
-        run = self._runs.get(id)
-        if run is None or run.state.pid == 0 or run.state.exit is not None:
+        run, spec = self._runs.get(id), self.specs.get(id)
+        if run is None or spec is None or run.state.pid == 0 or run.state.exit is not None:
             raise RuntimeFault(f"container {id.name} of pod {id.pod_uid} does not run (attempt {id.attempt})")
-        run.attached.append(FakeExec(["cat"], stdin=True))
-        return run.attached[-1]
+        if stdin and not spec.stdin:
+            raise RuntimeFault("the container's stdin is not open: set stdin: true in its manifest")
+        if stdin and run.input_closed:
+            raise RuntimeFault("the container's stdin has been closed (stdinOnce); attach without it")
+        run.input_closed = stdin and spec.stdin_once
+        stream = FakeAttach(
+            run.listeners, partial(self.say, id) if stdin else None, self._input_ends(id) if stdin else None
+        )
+        run.listeners.append(stream)
+        return stream
+
+    def _input_ends(self, id: ContainerID) -> Callable[[], None]:
+        def ended() -> None:
+            if self.specs[id].stdin_once and self.specs[id].argv[0].endswith("cat"):
+                self._end(id, Exit(0, 0, False, self._now()))
+
+        return ended
+
+    def say(self, id: ContainerID, data: bytes) -> None:
+        """The container writes to its stdout."""
+        for listener in self._runs[id].listeners:
+            listener.put(data)
 
     async def usage(self) -> Mapping[ContainerID, Usage]:
         """As the real one, from the disk: also while the spawner is away."""
@@ -281,6 +303,54 @@ class FakeRuntime:
     def _check(self) -> None:
         if self.gone:
             raise RuntimeGone("the runtime's spawner does not answer (as told)")
+
+
+class FakeAttach:
+    """port.ExecStream of a container's own streams."""
+
+    def __init__(
+        self, listeners: list[FakeAttach], on_input: Callable[[bytes], None] | None, on_end: Callable[[], None] | None
+    ) -> None:
+        self._listeners, self._on_input, self._on_end = listeners, on_input, on_end
+        self._output: asyncio.Queue[bytes] = asyncio.Queue()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.size: tuple[int, int] | None = None
+
+    def put(self, data: bytes) -> None:
+        if data:
+            self._output.put_nowait(data)
+
+    def finish(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+            self._output.put_nowait(b"")
+
+    async def write(self, data: bytes) -> None:
+        if self._on_input is not None and not self._ended.done():
+            self._on_input(data)
+
+    async def close_input(self) -> None:
+        ended, self._on_input, self._on_end = self._on_end, None, None
+        if ended is not None:
+            ended()
+
+    async def read(self) -> tuple[str, bytes]:
+        data = await self._output.get()
+        if data:
+            return "stdout", data
+        self._output.put_nowait(b"")
+        return "end", b""
+
+    async def resize(self, rows: int, columns: int) -> None:
+        self.size = rows, columns
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+    async def close(self) -> None:
+        if self in self._listeners:
+            self._listeners.remove(self)
+        await self.close_input()
 
 
 class FakeExec:
@@ -305,9 +375,6 @@ class FakeExec:
                 self._finish(0)
         else:
             raise StartError("ContainerCannotRun", f"{argv[0]}: command not found in the image", 127)
-
-    def end(self, code: int) -> None:
-        self._finish(code)
 
     def _finish(self, code: int) -> None:
         if not self._ended.done():

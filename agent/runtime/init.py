@@ -19,6 +19,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 import stat
 import struct
 import sys
@@ -49,6 +50,7 @@ REPORT_FD = 3
 SAFE_FD = 10  # copies of the streams are kept from here on while 0, 1 and 2 are replaced
 NOFILE_SOFT = 65_536
 NOFILE_HARD = 1 << 20
+TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441  # ioctl_tty(2)
 PTS_MAJORS = range(136, 144)
 FILE_MODE_MASK = 0o022
 NS_ALL = (
@@ -83,6 +85,7 @@ class Job:
         self.oom_score_adj = 0
         self.streams = (0, 1, 2)
         self.terminal = False
+        self.console: socket.socket | None = None  # takes the master of the terminal that the child makes
         self.report = -1
         # What the child finds out.
         self.context = mounts.Context()
@@ -175,6 +178,8 @@ def _user(job: Job) -> None:
 
 def _streams(job: Job) -> None:
     """Pipes and terminals become the user's, or /dev/stdout could not be opened; the host's null device is replaced."""
+    if job.console is not None:
+        job.streams = _own_terminal(job, job.console)
     own_null = -1
     if any(mounts.is_null(fd) for fd in job.streams):
         dev = job.context.mounts.get("dev", -1)  # also when a volume lies over it
@@ -195,6 +200,26 @@ def _streams(job: Job) -> None:
     job.report, job.context.cwd, job.context.root, job.target = REPORT_FD, cwd, root, target
     if job.terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _own_terminal(job: Job, console: socket.socket) -> tuple[int, int, int]:
+    """A terminal of the container's own devpts, so that it has a name there; its master goes to our parent. Without
+    one (a volume may lie over /dev) the streams stay what they are."""
+    try:
+        pts = job.context.mounts.get("pts", -1)
+        if pts < 0:
+            pts = syscalls.openat2(job.context.root, b"dev/pts", os.O_PATH | os.O_DIRECTORY, mounts.STRICT)
+        master = syscalls.openat2(pts, b"ptmx", os.O_RDWR | os.O_NOCTTY, mounts.STRICT)
+    except OSError:
+        return job.streams
+    if syscalls.filesystem_type(master) != syscalls.DEVPTS_SUPER_MAGIC:
+        os.close(master)
+        return job.streams
+    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+    slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    console.sendmsg([b"T"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", master))])
+    os.close(master)
+    return slave, slave, slave
 
 
 def _is_own_stream(status: os.stat_result) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -31,14 +32,16 @@ REMOVE_WAIT_S = 5.0
 
 
 class Launched:
-    """A process whose execve has succeeded. `pid` is the caller's view; the caller owns `pidfd` and reaps."""
+    """A process whose execve has succeeded. `pid` is the caller's view; the caller owns `pidfd` and reaps. `terminal`
+    is the master of its own terminal, the caller's too, or -1: then it has the streams that it was given."""
 
-    __slots__ = ("pid", "pidfd", "start_ticks")
+    __slots__ = ("pid", "pidfd", "start_ticks", "terminal")
 
     def __init__(self, pid: int, pidfd: int, start_ticks: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.start_ticks = start_ticks
+        self.terminal = -1
 
 
 def launch(
@@ -191,23 +194,46 @@ def _children_in(namespace: int) -> Iterator[None]:
 def _start(job: init.Job, flags: int, cgroups: Cgroups, path: str, timeout_s: float = START_TIMEOUT_S) -> Launched:
     """Clones, and waits for the child's report."""
     reader, job.report = os.pipe2(os.O_CLOEXEC)
+    ours: socket.socket | None = None
+    if job.terminal:
+        ours, job.console = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         pid, pidfd = _clone(job, flags)
     except BaseException:
         os.close(reader)
+        if ours is not None:
+            ours.close()
         raise
     finally:
         os.close(job.report)
+        if job.console is not None:
+            job.console.close()
     try:
         report = _read_report(reader, timeout_s)
         if report != init.READY:
             raise explain(job, report, cgroups, path)
-        return Launched(pid, pidfd, start_ticks(pid))
+        launched = Launched(pid, pidfd, start_ticks(pid))
+        if ours is not None:
+            launched.terminal = _master(ours)
+        return launched
     except BaseException:
         _end(pidfd)
         raise
     finally:
         os.close(reader)
+        if ours is not None:
+            ours.close()
+
+
+def _master(console: socket.socket) -> int:
+    """The master that the child has sent, or -1."""
+    try:
+        _, fds, _, _ = socket.recv_fds(console, 1, 1)
+    except BlockingIOError:
+        return -1
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return fds[0] if fds else -1
 
 
 def _clone(job: init.Job, flags: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ class Stamper:
     """Turns one stream's bytes into stamped lines. Pure: the time is an argument."""
 
     def __init__(self, stream: str) -> None:
-        self._name = stream.encode()
+        self.name, self._name = stream, stream.encode()
         self.pending = b""  # the begin of a line whose end has not come
 
     def feed(self, data: bytes, stamp: bytes) -> bytes:

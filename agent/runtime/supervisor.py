@@ -216,6 +216,8 @@ class Supervisor:
         }
         if message.get("op") == "exec":
             return self._exec(message, handed)
+        if message.get("op") == "attach":
+            return self._attach(message, handed)
         operation = operations.get(str(message.get("op")))
         if operation is None:
             raise wire.Refused(f"unknown operation {message.get('op')!r}")
@@ -390,23 +392,25 @@ class Supervisor:
         records.write(folder, "intent", {"spec": spec, "seccomp": profile, "boot": self.boot, "at": time.time()})
 
     def _launch_process(self, live: Live, sandbox: str, bpf: bytes) -> launch.Launched:
-        live.output.make()
+        streams = live.output.make()
         self._keep_run(live)  # before the start: the container must never write into a pipe without a reader
         self._fault_point("pipes")
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            return launch.launch(
+            launched = launch.launch(
                 live.spec,
                 sandbox=sandbox,
                 cgroups=self.cgroups,
                 work=self._work(live),
-                stdin=null,
-                stdout=live.output.write_end("stdout"),
-                stderr=live.output.write_end("stderr"),
+                stdin=streams[0],
+                stdout=streams[1],
+                stderr=streams[2],
                 seccomp_bpf=bpf,
+                terminal=live.output.terminal,
             )
         finally:
-            os.close(null)
+            os.close(streams[0])
+        live.output.use_terminal(launched.terminal)
+        return launched
 
     def _profile(self, path: str) -> bytes:
         """A compiled seccomp profile; "" is none."""
@@ -438,6 +442,7 @@ class Supervisor:
         if live.ended is None:
             self.cgroups.kill(self._path(live))
             live.output.finish()
+            live.output.listeners.end(record["code"])
             self._fault_point("ended")
         recorded = self._write_exit(live.name, live.attempt, record)
         if live.ended is None:
@@ -597,6 +602,16 @@ class Supervisor:
             )
 
         self.probes.begin(self._path(live), start, float(message["seconds"]), answer)
+
+    def _attach(self, message: wire.Message, handed: dict[str, int]) -> wire.Message:
+        """Lets the agent listen to a container; `handed` gets its ends by name."""
+        _, name, attempt = wire.checked_run(message["run"])
+        live = self.live.get((name, attempt))
+        if live is None or live.ended is not None:
+            raise wire.Refused(f"container {name} of pod {self.pod} does not run (attempt {attempt})")
+        handed.update(live.output.attach(stdin=bool(message.get("stdin"))))
+        self._keep_run(live)
+        return {"fds": list(handed)}
 
     def _fault_point(self, stage: str) -> None:
         """For tests: dies here when told to."""

@@ -208,6 +208,49 @@ class Contract:
         with pytest.raises(RuntimeFault, match="does not run"):
             await node.runtime.exec(self.id, ["echo"])
 
+    async def test_those_who_attach_see_what_comes_from_now_on(self, node: Node) -> None:
+        await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
+        await node.runtime.start(replace(node.spec(self.id, "cat"), stdin=True))
+        first = await node.runtime.attach(self.id, stdin=True)
+        second = await node.runtime.attach(self.id)
+        await first.write(b"some words\n")
+        async with asyncio.timeout(PATIENCE):
+            assert await first.read() == await second.read() == ("stdout", b"some words\n")
+            await first.close()
+            third = await node.runtime.attach(self.id, stdin=True)
+            await third.write(b"more\n")
+            assert await second.read() == await third.read() == ("stdout", b"more\n")
+            await node.runtime.signal(self.id, signal.SIGKILL)
+            assert await second.read() == await third.read() == ("end", b"")
+            assert await second.wait() == await third.wait() == 137
+        await second.close()
+        await third.close()
+        with pytest.raises(RuntimeFault, match="does not run"):
+            await node.runtime.attach(self.id)
+
+    async def test_input_that_is_closed_once_ends_for_all(self, node: Node) -> None:
+        await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
+        await node.runtime.start(replace(node.spec(self.id, "cat"), stdin=True, stdin_once=True))
+        first = await node.runtime.attach(self.id, stdin=True)
+        with pytest.raises(RuntimeFault, match="stdinOnce"):
+            await node.runtime.attach(self.id, stdin=True)
+        await first.write(b"all\n")
+        await first.close_input()
+        async with asyncio.timeout(PATIENCE):
+            assert await first.read() == ("stdout", b"all\n")
+            assert await first.wait() == 0
+        await first.close()
+
+    async def test_without_stdin_there_is_nothing_to_write_to(self, node: Node) -> None:
+        await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
+        await node.runtime.start(node.spec(self.id, "run"))
+        with pytest.raises(RuntimeFault, match="stdin"):
+            await node.runtime.attach(self.id, stdin=True)
+        stream = await node.runtime.attach(self.id)
+        await stream.close()
+        (listed,) = await node.runtime.list()
+        assert listed.exit is None
+
     async def test_closing_an_exec_kills_it(self, node: Node) -> None:
         await node.runtime.ensure_sandbox(SandboxSpec(self.pod, "tester"))
         await node.runtime.start(node.spec(self.id, "run"))

@@ -119,33 +119,44 @@ def test_exec_with_a_vanished_working_folder(host: Host) -> None:
         host.exec(main, "true", cwd="/gone")
 
 
-def test_exec_on_a_terminal(host: Host) -> None:
-    """The terminal is the command's controlling one, and belongs to its user."""
-    main = idle(host, run_as_user=1000)
+@pytest.mark.parametrize("own", [True, False])
+def test_exec_on_a_terminal(host: Host, own: bool) -> None:
+    """The terminal is the command's controlling one, belongs to its user, and has a name in the container; where a
+    volume hides the container's terminals it is one of the node's."""
+    volume = host.folder / "volume"
+    volume.mkdir()
+    mounts = [] if own else [{"source": str(volume), "target": "/dev/pts"}]
+    main = idle(host, run_as_user=1000, mounts=mounts)
     master, slave = os.openpty()
-    try:
-        spec = host.spec("unused", run_as_user=1000)
-        launched = launch.launch_exec(
-            spec,
-            argv=["sh", "-c", "test -t 0 && echo on a tty > /dev/tty; stat -L -c %u /proc/self/fd/0"],
-            pid=main.pid,
-            pidfd=main.pidfd,
-            cgroups=host.cgroups,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            seccomp_bpf=profile(),
-            terminal=True,
-        )
-        os.close(slave)
-        seen = b""
-        try:
-            while part := os.read(master, 4096):
-                seen += part
-        except OSError:
-            pass  # EIO: the other side is closed
-        assert os.waitstatus_to_exitcode(os.waitpid(launched.pid, 0)[1]) == 0
-        os.close(launched.pidfd)
-        assert seen.decode().split("\r\n")[:2] == ["on a tty", "1000"]
-    finally:
+    spec = host.spec("unused", run_as_user=1000)
+    script = "test -t 0 && echo on a tty > /dev/tty; stat -L -c %u /proc/self/fd/0; readlink /proc/self/fd/0"
+    launched = launch.launch_exec(
+        spec,
+        argv=["sh", "-c", script],
+        pid=main.pid,
+        pidfd=main.pidfd,
+        cgroups=host.cgroups,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        seccomp_bpf=profile(),
+        terminal=True,
+    )
+    os.close(slave)
+    assert (launched.terminal >= 0) == own
+    if own:
         os.close(master)
+        master = launched.terminal
+    seen = b""
+    try:
+        while part := os.read(master, 4096):
+            seen += part
+    except OSError:
+        pass  # EIO: the other side is closed
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(launched.pid, 0)[1]) == 0
+    os.close(launched.pidfd)
+    lines = seen.decode().split("\r\n")
+    assert lines[:2] == ["on a tty", "1000"]
+    if own:
+        assert lines[2] == "/dev/pts/0"

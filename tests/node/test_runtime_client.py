@@ -16,6 +16,7 @@ SCRIPTS = {
     "exit": "exit {0}",
     "sleep": "sleep {0}",
     "say": "echo {1} > /dev/termination-log; exit {0}",
+    "cat": "exec cat",
     "run": "while true; do sleep 1; done",
     "stubborn": "trap '' TERM; while true; do sleep 1; done",
 }
