@@ -30,6 +30,7 @@ class PodFacts:
     prepared: Mapping[str, Prepared] | None = None  # None: not yet, by this agent
     volumes_stale: bool = False  # what they are made from may have changed
     held: tuple[str, str] | None = None  # reason and message of what holds all containers back
+    unresolved: bool = False  # it is something that the volumes refer to
     recorded: bool = False  # the disk knows the pod
 
     @property

@@ -56,13 +56,11 @@ class Starting:
             return []
         try:
             specs = volume_specs(facts.pod, facts.objects, facts.node, facts.address)
-        except Unresolved as fault:
-            facts.held = (fault.reason, fault.message)
+        except (Unresolved, StartError) as fault:
+            facts.held, facts.unresolved = (fault.reason, fault.message), True
             return []
-        except StartError as fault:
-            facts.held = (fault.reason, fault.message)
-            return []
-        facts.held = None
+        if facts.unresolved:  # else what held the pod back was the node, which a look at the manifest does not mend
+            facts.held, facts.unresolved = None, False
         if facts.prepared is None:
             return self._steps.give(i.PrepareVolumes(tuple(specs)))
         return self._update(specs)

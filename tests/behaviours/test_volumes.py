@@ -1,4 +1,4 @@
-"""Volumes, seen from inside the containers and from the kernel: B8, B9, B56 to B67, and persistent volumes."""
+"""Volumes, seen from inside the containers and from the kernel: B8, B9, B56 to B67."""
 
 from __future__ import annotations
 
@@ -363,47 +363,3 @@ def test_b67_only_privileged_namespaces_may_mount_the_node_s_paths(world: World,
     world.label(pod_security="baseline")
     made = container(SLEEP, volumeMounts=host_mounts(1))
     assert "hostPath" in world.refused(pod("p", made, **host_volumes((str(host), "Directory"))))
-
-
-# ---- persistent volumes ----
-def claim(name: str = "data", **fields: Any) -> Object:
-    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}, **fields}
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
-
-
-def with_claim(name: str, script: str, **fields: Any) -> Object:
-    return pod(name, mounted(script), **volume(persistentVolumeClaim={"claimName": "data"}), **fields)
-
-
-def folders(world: World, volume: str) -> list[Path]:
-    return list(world.cluster.data.glob(f"**/persistent/{volume}"))
-
-
-def test_a_claim_s_data_outlives_its_pods_on_their_node_and_goes_with_it(world: World) -> None:
-    world.apply(claim(), with_claim("first", "echo kept >/v/file; sleep 600"))
-    world.ready("first")
-    bound = world.get("pvc", "data")
-    assert bound["status"]["phase"] == "Bound"
-    node = world.pod("first")["spec"]["nodeName"]
-    made = folders(world, bound["spec"]["volumeName"])
-    assert len(made) == 1
-    assert node in made[0].parts
-    world.shoal("delete", "pod", "first")
-    assert world.output(with_claim("second", "cat /v/file")) == "kept\n"
-    assert world.pod("second")["spec"]["nodeName"] == node
-    world.shoal("delete", "pod", "second")
-    world.shoal("delete", "pvc", "data")
-    until(lambda: str(folders(world, bound["spec"]["volumeName"]) or ""), 30)
-    until(
-        lambda: (
-            world.cluster.shoal("get", "pv") if bound["spec"]["volumeName"] in world.cluster.shoal("get", "pv") else ""
-        ),
-        30,
-    )
-
-
-def test_a_pod_waits_for_its_claim_and_says_so(world: World) -> None:
-    world.apply(with_claim("p", "sleep 600"))
-    world.until("p", "told why", lambda found: "data" in str(found["status"].get("conditions", "")))
-    world.apply(claim())
-    world.ready("p")

@@ -16,7 +16,7 @@ from shoal.agent.volumes.port import File, Files
 from shoal.proto.references import CLAIM, CONFIG_MAP, SECRET, Reference
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
-from tests.agent_world import World, scenario, until
+from tests.agent_world import World, newest, scenario, until
 from tests.agents import UID, deleted, make_pod
 
 WEB = Reference(CONFIG_MAP, "default", "web")
@@ -152,6 +152,25 @@ async def test_a_pod_waits_for_an_object_and_starts_when_it_comes(world: World) 
         await world.reports(pipe, UID, lambda report: report.status.phase == "Running")
         pipe.put(with_objects(world.master.change(remove=(UID,)), remove=(WEB,)))
         await until(lambda: not world.objects.table)
+
+
+@scenario
+async def test_a_volume_that_cannot_be_made_holds_its_pod_back_with_the_reason(world: World) -> None:
+    pod = make_pod()
+    pod.spec.volumes.add(name="data").emptyDir.medium = ""
+    world.volumes.full = True
+
+    def waits(report: s.PodReport) -> bool:
+        return [c.state.waiting.reason for c in report.status.containerStatuses] == ["FailedMount"]
+
+    async with world.running():
+        pipe = await world.master.welcomed(-1, pod)
+        report = await world.reports(pipe, UID, waits)
+        assert "no space" in report.status.containerStatuses[0].state.waiting.message
+        await asyncio.sleep(30)
+        assert waits(newest(pipe, UID)[0])
+        world.volumes.full = False
+        await world.reports(pipe, UID, lambda report: report.status.phase == "Running")
 
 
 @scenario
