@@ -195,6 +195,7 @@ class Crowd:
         self._known: set[Source] = set()
         self._active: set[Source] = set()
         self._clients: list[Client] = []
+        self._over = False
 
     def follow(
         self, sources: Sequence[Source], watch: Callable[[Client], Iterator[list[Source]]] | None, most: int
@@ -212,6 +213,7 @@ class Crowd:
                 elif fault is _JOINS and source not in self._known:
                     self._join(source, most)
         finally:
+            self._over = True
             for client in self._clients:
                 client.close()
 
@@ -239,7 +241,8 @@ class Crowd:
                 for source in sources:
                     self._events.put((source, _JOINS))
         except Exception as fault:
-            say(f"note: pods that appear from now on are not followed: {fault}")
+            if not self._over:
+                say(f"note: pods that appear from now on are not followed: {fault}")
 
     def _join(self, source: Source, most: int) -> None:
         if len(self._active) >= most:

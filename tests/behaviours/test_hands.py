@@ -140,6 +140,8 @@ def test_logs_of_several_containers_and_pods(world: World) -> None:
         world.apply(pod("later", *two, labels={"app": "x"}))
         logs.until("[pod/later/a] from a")
         assert sorted(logs.out.splitlines()) == [f"[pod/{name}/a] from a" for name in ("later", "p", "q")]
+        logs.process.send_signal(signal.SIGINT)
+        assert logs.wait() == 130 and "Traceback" not in logs.err and "closed" not in logs.err
 
 
 def test_logs_by_time_and_size(world: World) -> None:
@@ -174,7 +176,7 @@ def test_exec_passes_the_codes_on(world: World) -> None:
 class Terminal:
     """A `shoal` on a terminal of its own."""
 
-    def __init__(self, world: World, *arguments: str, rows: int = 30, columns: int = 100) -> None:
+    def __init__(self, world: World, *arguments: str, rows: int, columns: int) -> None:
         self.fd, end = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(self.fd)
@@ -216,8 +218,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(world: World, *arguments: str) -> Iterator[Terminal]:
-    made = Terminal(world, *arguments)
+def terminal(world: World, *arguments: str, rows: int = 30, columns: int = 100) -> Iterator[Terminal]:
+    made = Terminal(world, *arguments, rows=rows, columns=columns)
     try:
         yield made
     finally:
@@ -252,6 +254,52 @@ def test_exec_on_a_terminal(world: World) -> None:
         shell.process.terminate()
         shell.process.wait(SECONDS)
         assert termios.tcgetattr(shell.fd) == shell.before
+
+
+# ---- attach ----
+def test_attach_gives_input_and_shows_output(world: World) -> None:
+    """And with stdinOnce the end of the input is the container's too."""
+    script = "echo first; while read line; do echo got $line; done; echo over; exit 3"
+    world.apply(pod("p", container(script, stdin=True, stdinOnce=True), restartPolicy="Never"))
+    world.phase("p", "Running")
+    words = ["attach", "--context", world.cluster.name, "-n", world.namespace, "-i", "p"]
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal.deploy.cli.main", *words],
+        input="one\ntwo\n",
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**os.environ, **world.cluster.environment},
+        check=False,
+    )
+    assert "got one\ngot two\n" in done.stdout, done
+    assert world.phase("p", "Succeeded", "Failed")["status"]["phase"] == "Failed"
+    assert world.logs("p").splitlines() == ["first", "got one", "got two", "over"]
+
+
+def test_attach_says_when_there_is_no_input(world: World) -> None:
+    world.apply(counting("p", "i=0; while :; do i=$((i+1)); echo tick $i; usleep 100000; done"))
+    world.ready("p")
+    done = world.attempt("attach", "-i", "p")
+    assert done.returncode == 1 and "`stdin: true`" in done.stderr
+    with following(world, "attach", "p") as attached:
+        attached.until("tick")
+    assert world.status("p")["restartCount"] == 0, "who lets go does not harm the container"
+
+
+def test_attach_lends_our_terminal(world: World) -> None:
+    """To a shell that outlives us; who comes again finds it as it was left."""
+    world.apply(pod("p", container(["sh"], stdin=True, tty=True), restartPolicy="Never"))
+    world.phase("p", "Running")
+    for number in (1, 2):
+        with terminal(world, "attach", "-it", "p", rows=33, columns=77) as shell:
+            shell.until("try Enter")
+            shell.type(f"echo hello-$(({number}+1)) $mine\n")
+            shell.until(f"hello-{number + 1}")
+            shell.type("mine=kept; while [ \"$(stty size)\" != '33 77' ]; do usleep 10000; done; echo sized-$((2+2))\n")
+            shell.until("sized-4")
+            assert "hello-3 kept" in shell.seen or number == 1
+    assert world.status("p")["restartCount"] == 0 and "running" in world.status("p")["state"]
 
 
 # ---- cp ----
