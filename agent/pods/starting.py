@@ -111,10 +111,7 @@ class Starting:
             spec = container_spec(
                 facts.pod, container.spec, container.image, attempt, facts.address, facts.node, env, mounts
             )
-        except Unresolved as fault:
-            container.problem = (fault.reason, fault.message)
-            return []
-        except StartError as fault:
+        except (Unresolved, StartError) as fault:
             container.problem = (fault.reason, fault.message)
             return []
         container.open_run(attempt)

@@ -1,227 +1,174 @@
-"""A pod's volumes and mounts, as they follow from its manifest and what it refers to."""
+"""Volumes and configuration in a pod's life: when they are made, brought up to date and freed."""
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from shoal.agent.objects import MemoryObjects
-from shoal.agent.pods.config import Unresolved
-from shoal.agent.pods.spec import NodeFacts
-from shoal.agent.pods.volumes import mounts_of, size_limit, volume_specs
-from shoal.agent.runtime.port import Mount
-from shoal.agent.volumes.port import EmptyDir, File, Files, HostPath, Local, Prepared, VolumeSpec
-from shoal.proto import manifest
+from shoal.agent.pods import instructions as i
+from shoal.agent.pods.machine import PodMachine
+from shoal.agent.runtime.port import ContainerID, ContainerState
+from shoal.agent.volumes.port import Files
 from shoal.proto.v1 import objects_pb2 as o
-
-NODE = NodeFacts("n1", "10.0.0.7", 1 << 30, "/logs", allocatable={"cpu": 1900, "memory": 900 << 20})
-
-
-def objects() -> MemoryObjects:
-    table = MemoryObjects()
-    here = "shop"
-    table.put(
-        o.ConfigMap(
-            kind="ConfigMap",
-            metadata=o.ObjectMeta(name="web", namespace=here),
-            data={"a": "A", "b": "B"},
-            binaryData={"bin": b"\x00\xff"},
-        )
-    )
-    table.put(o.Secret(kind="Secret", metadata=o.ObjectMeta(name="db", namespace=here), data={"a": b"S"}))
-    for name, volume in (("data", "pv1"), ("free", ""), ("far", "pv9"), ("hosted", "pv2"), ("stolen", "pv3")):
-        meta = o.ObjectMeta(name=name, namespace=here, uid=f"uid-{name}")
-        spec = o.PersistentVolumeClaimSpec(volumeName=volume)
-        table.put(o.PersistentVolumeClaim(kind="PersistentVolumeClaim", metadata=meta, spec=spec))
-    specs = {
-        "pv1": o.PersistentVolumeSpec(
-            local=o.LocalVolumeSource(), claimRef=o.ObjectReference(namespace=here, name="data", uid="uid-data")
-        ),
-        "pv2": o.PersistentVolumeSpec(hostPath=o.HostPathVolumeSource(path="/srv", type="Directory")),
-        "pv3": o.PersistentVolumeSpec(
-            local=o.LocalVolumeSource(), claimRef=o.ObjectReference(namespace=here, name="stolen", uid="older")
-        ),
-    }
-    for name, one in specs.items():
-        table.put(o.PersistentVolume(kind="PersistentVolume", metadata=o.ObjectMeta(name=name), spec=one))
-    return table
+from tests.agents import IMAGE, NODE, UID, Driver, deleted, make_pod, record_of
 
 
-def pod(spec: str, **meta: object) -> o.Pod:
-    """From the YAML of its spec, so that the tests read as manifests do."""
-    indented = "\n".join(f"  {line}" for line in spec.strip("\n").splitlines())
-    text = f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: shop}}\nspec:\n{indented}\n"
-    made = manifest.parse(text, check=False).objects[0].message
-    assert isinstance(made, o.Pod)
-    made.metadata.MergeFrom(o.ObjectMeta(**meta))  # type: ignore[arg-type]
+def config_map(text: str, name: str = "web") -> o.ConfigMap:
+    made = o.ConfigMap(apiVersion="v1", kind="ConfigMap")
+    made.metadata.name, made.metadata.namespace = name, "default"
+    made.data["index"] = text
     return made
 
 
-def specs(volumes: str, extra: str = "") -> list[VolumeSpec]:
-    text = f"containers: [{{name: main, image: busy}}]\n{extra}\nvolumes:\n{volumes}"
-    return volume_specs(pod(text, labels={"app": "web"}), objects(), NODE, "10.1.0.5")
+def pod_with_volume() -> o.Pod:
+    pod = make_pod()
+    volume = pod.spec.volumes.add(name="site")
+    volume.configMap.name = "web"
+    pod.spec.containers[0].volumeMounts.add(name="site", mountPath="/site")
+    return pod
 
 
-def files(volume: str, extra: str = "") -> Files:
-    (spec,) = specs(f"- {{name: v, {volume}}}", extra)
+def begun(pod: o.Pod, *known: o.ConfigMap) -> Driver:
+    objects = MemoryObjects()
+    for one in known:
+        objects.put(one)
+    driver = Driver(pod, objects=objects)
+    driver.begin()
+    driver.settle()
+    return driver
+
+
+def content(step: i.PrepareVolumes | i.UpdateVolumes) -> bytes:
+    (spec,) = step.specs
     assert isinstance(spec.source, Files)
-    assert spec.read_only
-    return spec.source
+    return spec.source.files["index"].content
 
 
-def refusal(volume: str) -> str:
-    with pytest.raises(Unresolved) as caught:
-        specs(f"- {{name: v, {volume}}}")
-    assert caught.value.reason == "FailedMount"
-    return caught.value.message
+def test_b68_volumes_are_there_before_the_first_start_and_mounted() -> None:
+    driver = begun(pod_with_volume(), config_map("one"))
+    kinds = [type(one) for one in driver.given]
+    assert kinds.index(i.Attach) < kinds.index(i.PrepareVolumes) < kinds.index(i.Start)
+    assert content(driver.last(i.PrepareVolumes)) == b"one"
+    (mount,) = driver.last(i.Start).spec.mounts
+    assert (mount.source, mount.target, mount.read_only) == ("/volumes/site", "/site", True)
 
 
-# ---- what is to be prepared ----
-def test_empty_dirs_have_the_least_of_their_bounds() -> None:
-    found = specs(
-        "- {name: disk, emptyDir: {sizeLimit: 1Mi}}\n- {name: fast, emptyDir: {medium: Memory}}\n"
-        "- {name: small, emptyDir: {medium: Memory, sizeLimit: 2Mi}}\n- {name: none}"
-    )
-    assert [spec.source for spec in found] == [
-        EmptyDir(size_bytes=1 << 20),
-        EmptyDir(memory=True, size_bytes=900 << 20),
-        EmptyDir(memory=True, size_bytes=2 << 20),
-        EmptyDir(),
-    ]
-    limited = pod(
-        "containers: [{name: main, image: busy, resources: {limits: {memory: 64Mi}}}]\n"
-        "volumes: [{name: fast, emptyDir: {medium: Memory}}]"
-    )
-    (fast,) = volume_specs(limited, objects(), NODE, "")
-    assert fast.source == EmptyDir(memory=True, size_bytes=64 << 20)
-    assert size_limit(limited.spec.volumes[0]) == 0
+def test_b58_a_missing_config_map_holds_the_pod_back_until_it_comes() -> None:
+    driver = begun(pod_with_volume())
+    waiting = driver.container.state.waiting
+    assert "ConfigMap default/web" in waiting.message and "spec.volumes[0]" in waiting.message
+    assert driver.status.phase == "Pending" and driver.count(i.PrepareVolumes) == 0
+    driver.objects.put(config_map("one"))
+    driver.send(i.ObjectsChanged())
+    driver.settle()
+    assert driver.status.phase == "Running"
 
 
-def test_config_map_as_files_with_items_modes_and_binary_data() -> None:
-    assert files("configMap: {name: web}").files == {"a": File(b"A"), "b": File(b"B"), "bin": File(b"\x00\xff")}
-    chosen = files(
-        "configMap: {name: web, defaultMode: 0400, items: [{key: a, path: x/y}, {key: b, path: z, mode: 0444}]}"
-    )
-    assert chosen == Files({"x/y": File(b"A", 0o400), "z": File(b"B", 0o444)}, secret=False)
+def test_b54_a_missing_reference_in_env_holds_the_container_back_and_costs_no_attempt() -> None:
+    pod = make_pod()
+    variable = pod.spec.containers[0].env.add(name="INDEX")
+    variable.valueFrom.configMapKeyRef.name, variable.valueFrom.configMapKeyRef.key = "web", "index"
+    driver = begun(pod)
+    waiting = driver.container.state.waiting
+    assert waiting.reason == "CreateContainerConfigError" and "ConfigMap default/web" in waiting.message
+    assert driver.count(i.Start) == 0 and not driver.open and not driver.timers
+    driver.objects.put(config_map("found"))
+    driver.send(i.ObjectsChanged())
+    start = driver.last(i.Start)
+    assert (start.spec.id.attempt, start.spec.env["INDEX"]) == (0, "found")
 
 
-def test_secrets_are_marked_and_so_is_what_holds_one() -> None:
-    assert files("secret: {secretName: db}") == Files({"a": File(b"S")}, secret=True)
-    both = files("projected: {sources: [{configMap: {name: web}}, {secret: {name: db}}]}")
-    assert both.secret
-    assert both.files["a"] == File(b"S"), "the later source wins"
-    assert set(both.files) == {"a", "b", "bin"}
+def test_b59_a_changed_config_map_reaches_the_volume_of_a_running_pod_once() -> None:
+    driver = begun(pod_with_volume(), config_map("one"))
+    driver.send(i.ObjectsChanged())
+    assert driver.count(i.UpdateVolumes) == 0, "nothing has changed"
+    driver.objects.put(config_map("two"))
+    driver.send(i.ObjectsChanged())
+    driver.objects.put(config_map("three"))
+    driver.send(i.ObjectsChanged())
+    driver.settle()
+    assert [content(step) for step in driver.given if isinstance(step, i.UpdateVolumes)] == [b"two", b"three"]
+    driver.send(i.ObjectsChanged())
+    assert not driver.open
 
 
-def test_downward_files() -> None:
-    found = files(
-        "downwardAPI: {defaultMode: 0440, items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}, "
-        "{path: cpu, resourceFieldRef: {containerName: main, resource: limits.cpu, divisor: 1m}}]}"
-    )
-    assert found.files == {"labels": File(b'app="web"', 0o440), "cpu": File(b"1900", 0o440)}
+def test_an_update_that_failed_is_tried_again() -> None:
+    driver = begun(pod_with_volume(), config_map("one"))
+    driver.objects.put(config_map("two"))
+    driver.send(i.ObjectsChanged())
+    driver.failed(i.UpdateVolumes, "FailedMount", "no space left")
+    assert driver.status.phase == "Running" and driver.container.ready
+    driver.pass_time(1)
+    driver.settle()
+    assert driver.count(i.UpdateVolumes) == 2 and not driver.open
 
 
-def test_what_is_missing_is_named_with_its_place() -> None:
-    assert refusal("configMap: {name: nope}") == "ConfigMap shop/nope does not exist (spec.volumes[0].configMap)"
-    assert refusal("secret: {secretName: db, items: [{key: k, path: p}]}") == (
-        'key "k" is not in Secret shop/db (it has: a) (spec.volumes[0].secret.items[0].key)'
-    )
-    where = refusal("projected: {sources: [{configMap: {name: web}}, {secret: {name: nope}}]}")
-    assert where == "Secret shop/nope does not exist (spec.volumes[0].projected.sources[1].secret)"
-    assert files("secret: {secretName: nope, optional: true}") == Files({}, secret=True)
-    assert files("configMap: {name: web, optional: true, items: [{key: k, path: p}]}").files == {}
+def test_a_config_map_that_goes_leaves_what_a_running_pod_has() -> None:
+    driver = begun(pod_with_volume(), config_map("one"))
+    driver.objects.remove("ConfigMap", "default", "web")
+    driver.send(i.ObjectsChanged())
+    assert not driver.open and driver.container.ready
 
 
-@pytest.mark.parametrize("path", ["..", "../x", "a/../b", "/etc", "..data", "a//b"])
-def test_no_path_leaves_a_volume(path: str) -> None:
-    assert "relative" in refusal(f"configMap: {{name: web, items: [{{key: a, path: '{path}'}}]}}")
+def test_volumes_that_cannot_be_made_say_why_and_are_tried_again() -> None:
+    driver = Driver(pod_with_volume(), objects=MemoryObjects())
+    driver.objects.put(config_map("one"))
+    driver.begin()
+    driver.settle(keep=lambda step: isinstance(step, i.PrepareVolumes))
+    driver.failed(i.PrepareVolumes, "FailedMount", "no space is left on the node's disk")
+    waiting = driver.container.state.waiting
+    assert (waiting.reason, waiting.message) == ("FailedMount", "no space is left on the node's disk")
+    driver.pass_time(1)
+    driver.settle()
+    assert driver.status.phase == "Running"
 
 
-def test_a_path_is_not_a_file_and_a_folder() -> None:
-    items = "[{key: a, path: x}, {key: b, path: x/y}]"
-    assert "x is a file, and x/y needs a folder there" in refusal(f"configMap: {{name: web, items: {items}}}")
+def test_volumes_are_freed_after_the_sandbox_and_before_the_end_is_reported() -> None:
+    driver = begun(pod_with_volume(), config_map("one"))
+    driver.send(i.Assigned(deleted(driver.machine.pod)))
+    driver.settle()
+    driver.exit(0)
+    driver.settle(keep=lambda step: isinstance(step, i.FreeVolumes))
+    assert driver.count(i.RemoveSandbox) == 1 and not driver.ended
+    driver.settle()
+    assert driver.ended
 
 
-def test_claims_lead_to_their_volumes() -> None:
-    def claim(name: str) -> object:
-        return specs(f"- {{name: v, persistentVolumeClaim: {{claimName: {name}}}}}")[0].source
-
-    assert claim("data") == Local("pv1")
-    assert claim("hosted") == HostPath("/srv", "Directory")
-    for name, why in {
-        "nope": "shop/nope does not exist",
-        "free": "is not bound to a volume yet",
-        "far": "pv9, which is not on this node",
-        "stolen": "belongs to another claim",
-    }.items():
-        assert why in refusal(f"persistentVolumeClaim: {{claimName: {name}}}")
+def test_a_finished_pod_gives_its_volumes_back_at_once() -> None:
+    pod = pod_with_volume()
+    pod.spec.restartPolicy = "Never"
+    driver = begun(pod, config_map("one"))
+    driver.exit(0)
+    driver.settle()
+    assert driver.count(i.FreeVolumes) == 1 and driver.count(i.RemoveSandbox) == 0
 
 
-def test_a_group_owns_all_but_the_host_s_paths() -> None:
-    found = specs(
-        "- {name: a, emptyDir: {}}\n- {name: b, hostPath: {path: /x}}\n- {name: c, secret: {secretName: db}}",
-        "securityContext: {fsGroup: 2000, fsGroupChangePolicy: OnRootMismatch}",
-    )
-    assert [spec.fs_group for spec in found] == [2000, None, 2000]
-    assert not found[0].fs_group_always
+def test_the_next_agent_brings_the_volumes_of_running_pods_up_to_date() -> None:
+    pod = pod_with_volume()
+    driver = Driver(pod, objects=MemoryObjects())
+    driver.objects.put(config_map("changed meanwhile"))
+    driver.machine = PodMachine(record_of(pod), NODE, saved=True, objects=driver.objects)
+    state = ContainerState(ContainerID(UID, "app", 0), 7, driver.now, 1, None)
+    driver.send(i.Begin([state], "/run/net", "10.244.0.2", {"app": IMAGE}))
+    assert content(driver.last(i.PrepareVolumes)) == b"changed meanwhile"
+    driver.settle()
+    assert driver.count(i.Start) == 0 and driver.container.ready
 
 
-# ---- mounts ----
-PREPARED = {name: Prepared(name, f"/v/{name}", is_file=name == "file") for name in ("data", "web", "file")}
-VOLUMES = (
-    "volumes: [{name: data, emptyDir: {}}, {name: web, configMap: {name: web}}, {name: file, hostPath: {path: /f}}]"
-)
-
-
-def mounts(wanted: str, **env: str) -> list[Mount]:
-    made = pod(f"containers: [{{name: main, image: busy, volumeMounts: [{wanted}]}}]\n{VOLUMES}")
-    return mounts_of(made, made.spec.containers[0], PREPARED, env)
-
-
-def mount_refusal(wanted: str, **env: str) -> str:
-    with pytest.raises(Unresolved) as caught:
-        mounts(wanted, **env)
-    assert caught.value.reason == "CreateContainerConfigError"
-    return caught.value.message
-
-
-def test_parents_come_first_and_files_are_read_only() -> None:
-    found = mounts("{name: web, mountPath: /a/b/c}, {name: data, mountPath: /a/, mountPropagation: HostToContainer}")
-    assert found == [
-        Mount("/v/data", "/a/", propagation="HostToContainer"),
-        Mount("/v/web", "/a/b/c", read_only=True),
-    ]
-    assert mounts("{name: data, mountPath: /a, readOnly: true}")[0].read_only
-
-
-def test_sub_paths_expand_the_container_s_variables() -> None:
-    found = mounts("{name: data, mountPath: /a, subPathExpr: logs/$(POD)}", POD="p-1")
-    assert found[0].sub_path == "logs/p-1"
-    assert mounts("{name: data, mountPath: /a, subPath: x/$(POD)}")[0].sub_path == "x/$(POD)"
-
-
-@pytest.mark.parametrize(
-    ("value", "why"), [("/tmp", "is absolute"), ("..", "leaves"), ("a/../b", "leaves"), ("`id`", "backtick")]
-)
-def test_sub_paths_stay_inside_the_volume(value: str, why: str) -> None:
-    said = mount_refusal("{name: data, mountPath: /a, subPathExpr: $(X)}", X=value)
-    assert why in said
-    assert said.endswith("(spec.containers[0].volumeMounts[0].subPathExpr)")
-
-
-def test_unknown_names_and_files_are_refused() -> None:
-    assert "names POD, which" in mount_refusal("{name: data, mountPath: /a, subPathExpr: $(POD)}")
-    assert "is a file" in mount_refusal("{name: file, mountPath: /a, subPath: x}")
-
-
-@given(st.text(alphabet="a./`$()X\0", max_size=12))
-def test_whatever_is_written_no_sub_path_leaves(value: str) -> None:
-    made = o.Pod(spec=o.PodSpec(volumes=[o.Volume(name="data")]))
-    made.spec.containers.add(name="main").volumeMounts.add(name="data", mountPath="/a", subPathExpr="$(V)")
-    try:
-        (mount,) = mounts_of(made, made.spec.containers[0], PREPARED, {"V": value})
-    except Unresolved:
-        return
-    assert not mount.sub_path.startswith("/")
-    assert ".." not in mount.sub_path.split("/")
+def test_pull_secrets_are_used_and_a_new_one_ends_the_wait() -> None:
+    pod = make_pod()
+    pod.spec.imagePullSecrets.add(name="registry")
+    driver = Driver(pod, images={}, objects=MemoryObjects())
+    driver.begin()
+    driver.settle(keep=lambda step: isinstance(step, i.PullImage))
+    assert driver.last(i.PullImage).credentials == ()
+    driver.failed(i.PullImage, "Unauthorized", "authentication required")
+    message = driver.container.state.waiting.message
+    assert "authentication required" in message and "Secret default/registry" in message
+    secret = o.Secret(apiVersion="v1", kind="Secret", type="kubernetes.io/dockerconfigjson")
+    secret.metadata.name, secret.metadata.namespace = "registry", "default"
+    secret.data[".dockerconfigjson"] = b'{"auths": {"r.example": {"username": "u", "password": "hidden"}}}'
+    driver.objects.put(secret)
+    driver.send(i.ObjectsChanged())
+    driver.settle(keep=lambda step: isinstance(step, i.PullImage))
+    step = driver.last(i.PullImage)
+    assert [(one.registry, one.username, one.password) for one in step.credentials] == [("r.example", "u", "hidden")]
+    assert "hidden" not in repr(step)
