@@ -116,6 +116,19 @@ def test_an_image_loaded_by_hand_meanwhile_starts_the_pod_without_another_pull()
     assert driver.status.phase == "Running" and driver.count(i.PullImage) == 1
 
 
+def test_a_pull_that_goes_on_again_is_not_said_to_be_held_back() -> None:
+    driver = begun("IfNotPresent")
+    driver.failed(i.PullImage, "ErrImagePull", "no")
+    pod = o.Pod()
+    pod.CopyFrom(driver.machine.pod)
+    pod.metadata.labels["changed"] = "yes"
+    driver.send(i.Assigned(pod))
+    driver.settle(keep=lambda step: isinstance(step, i.PullImage))
+    driver.send(i.Progress(driver.open[0], "layer 1 of 2"))
+    driver.pass_time(1)
+    assert waiting(driver)[0] == "ContainerCreating"
+
+
 def test_a_name_that_no_image_can_have_is_not_tried_again() -> None:
     driver = Driver(pod_with("IfNotPresent"))
     driver.begin()
