@@ -7,6 +7,9 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 
+from shoal.agent.images.port import ImageFault
+from shoal.agent.pods.probing import LIVENESS, Verdict
+from shoal.agent.volumes.port import Files
 from shoal.master.core import Master
 from shoal.master.model import KINDS, Key, Object
 from shoal.proto.v1 import cluster_pb2 as c
@@ -14,7 +17,7 @@ from shoal.proto.v1 import objects_pb2 as o
 from tests.sim.loop import SimulatedLoop, run
 from tests.sim.watchdog import Broken, amount, ended, requests
 from tests.sim.watcher import Watcher
-from tests.sim.world import IMAGE, SimNode, World
+from tests.sim.world import FLAKY, FULL_IMAGE, IMAGE, SimNode, World
 
 ACTIVE_SECONDS = 60.0
 CALM_SECONDS = 400.0  # backoffs, tolerations and lease run-outs included
@@ -22,6 +25,7 @@ POLL_SECONDS = 1.0
 QUIET_SECONDS = 6.0  # nothing wrong for this long is rest
 TAINT = "example.com/maintenance"
 BEHAVIOURS = (["run"], ["run"], ["graceful", "1"], ["stubborn"], ["sleep", "8"], ["exit", "1"])
+CONFIGURATIONS = 3  # ConfigMaps that pods refer to, whether they are there or not
 COUNTS = re.compile(r"0/(\d+) nodes are available: (.+)\.")
 
 
@@ -38,7 +42,32 @@ def template(rng: random.Random, app: str, version: int) -> o.PodTemplateSpec:
         helper.command.extend(rng.choice(BEHAVIOURS[:4]))
         helper.resources.requests["cpu"].text = "20m"
     made.spec.terminationGracePeriodSeconds = rng.choice((1, 3))
+    furnish(rng, made.spec)
     return made
+
+
+def furnish(rng: random.Random, spec: o.PodSpec) -> None:
+    """What everyday pods have besides: init containers, a sidecar, probes, hooks, configuration, volumes."""
+    main = spec.containers[0]
+    main.imagePullPolicy = rng.choice(("Always", "IfNotPresent"))
+    if rng.random() < 0.3:
+        for number in range(rng.randint(1, 2)):
+            command = rng.choice((["exit", "0"], ["sleep", "0.3"], [FLAKY]))
+            spec.initContainers.add(name=f"init{number}", image=IMAGE, command=command)
+    if rng.random() < 0.2:
+        spec.initContainers.add(name="proxy", image=IMAGE, command=rng.choice(BEHAVIOURS[:4]), restartPolicy="Always")
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        if rng.random() < 0.2:
+            getattr(main, name).tcpSocket.port.number = 80
+    for name in ("postStart", "preStop"):
+        if rng.random() < 0.15:
+            getattr(main.lifecycle, name).sleep.seconds = rng.randint(0, 1)
+    conf = f"conf{rng.randint(1, CONFIGURATIONS)}"
+    if rng.random() < 0.2:
+        main.env.add(name="VALUE").valueFrom.configMapKeyRef.CopyFrom(o.KeySelector(name=conf, key="value"))
+    if rng.random() < 0.3:
+        spec.volumes.add(name="conf").configMap.name = conf
+        main.volumeMounts.add(name="conf", mountPath="/conf")
 
 
 def deployment(rng: random.Random, name: str, namespace: str = "default") -> o.Deployment:
@@ -62,6 +91,7 @@ def pod(rng: random.Random, name: str) -> o.Pod:
         made.spec.tolerations.add(key=TAINT, operator="Exists", effect="NoExecute", tolerationSeconds=3)
     made.spec.restartPolicy = rng.choice(("Always", "OnFailure", "Never"))
     made.spec.terminationGracePeriodSeconds = 2
+    furnish(rng, made.spec)
     return made
 
 
@@ -98,7 +128,7 @@ class People:
     async def act(self) -> None:
         changes = (
             self.create, self.create_pod, self.scale, self.scale, self.roll, self.roll, self.delete, self.write_value,
-            self.write_value, self.delete_value, self.make_space, self.end_space, self.taint,
+            self.write_value, self.delete_value, self.make_space, self.end_space, self.taint, self.configure,
         )  # fmt: skip
         choice = self.create if len(self.names) < 2 else self.rng.choice(changes)
         try:
@@ -151,6 +181,17 @@ class People:
             del self.values[key]
             await self._delete(key)
             self.values[key] = None
+
+    async def configure(self, number: int = 0) -> None:
+        """Writes a ConfigMap that pods refer to, or a new value into it."""
+        name = f"conf{number or self.rng.randint(1, CONFIGURATIONS)}"
+        for namespace in ("default", *self.spaces):
+            made = o.ConfigMap(apiVersion="v1", kind="ConfigMap", data={"value": f"{self.rng.getrandbits(64)}"})
+            made.metadata.name, made.metadata.namespace = name, namespace
+            key = Key("ConfigMap", namespace, name)
+            self.values.pop(key, None)
+            await self._write("apply", made)
+            self.values[key] = made
 
     async def make_space(self) -> None:
         """A namespace with things in it."""
@@ -268,7 +309,7 @@ class Trouble:
             self.agent_crash, self.agent_crash, self.session_cut, self.partition, self.reboot, self.container_crash,
             self.leader_crash, self.leader_freeze, self.lost_answers, self.stale_watch, self.bad_weather,
             self.spawner_away, self.compaction, self.node_removed,
-            self.etcd_full,
+            self.etcd_full, self.registry_away, self.registry_away, self.unhealthy, self.unhealthy, self.disk_full,
         )  # fmt: skip
         await self.rng.choice(kinds)()
 
@@ -313,6 +354,38 @@ class Trouble:
         node.runtime.gone = True
         await asyncio.sleep(self.rng.uniform(0.1, 3))
         node.runtime.come_back()
+
+    async def registry_away(self) -> None:
+        self.world.say("the registry does not answer")
+        for node in self.world.nodes.values():
+            node.images.faults[FULL_IMAGE] = ImageFault("RegistryUnavailable", "no route to host")
+        await asyncio.sleep(self.rng.uniform(1, 8))
+        self._registry_back()
+
+    def _registry_back(self) -> None:
+        for node in self.world.nodes.values():
+            node.images.faults.clear()
+
+    async def unhealthy(self) -> None:
+        """A container's probes turn against it, or it is unready for a while."""
+        node = self._node()
+        targets = sorted(node.prober.targets.values(), key=lambda target: str(target.id))
+        if targets:
+            target = self.rng.choice(targets)
+            kind = self.rng.choice(sorted(target.probes))
+            self.world.say(f"the {kind} probe of {target.id} fails")
+            node.prober.tell(Verdict(target.id, kind, False, "HTTP 500"))
+            await asyncio.sleep(self.rng.uniform(0, 4))
+            if kind != LIVENESS:
+                node.prober.tell(Verdict(target.id, kind, True, "passed"))
+
+    async def disk_full(self) -> None:
+        """No volume can be made."""
+        node = self._node()
+        self.world.say(f"the disk of {node.name} is full")
+        node.volumes.full = True
+        await asyncio.sleep(self.rng.uniform(1, 6))
+        node.volumes.full = False
 
     async def leader_crash(self) -> None:
         if leader := self.world.leader():
@@ -378,10 +451,11 @@ class Trouble:
         weather.slow = weather.repeat = weather.lose = 0.0
 
     def calm(self) -> None:
+        self._registry_back()
         weather = self.world.weather
         weather.slow = weather.repeat = weather.lose = 0.0
         for node in self.world.nodes.values():
-            node.reachable = True
+            node.reachable, node.volumes.full = True, False
             if node.runtime.gone:
                 node.runtime.come_back()
         for master in self.world.masters.values():
@@ -414,6 +488,8 @@ async def live(loop: SimulatedLoop, seed: int, verbose: bool = False) -> World:
         trouble.calm()
         for name in sorted(people.tainted):
             await people.set_taint(name, wanted=False)
+        for number in range(1, CONFIGURATIONS + 1):
+            await people.configure(number)
         await come_to_rest(world, people)
         nothing_acknowledged_was_lost(world)
         for watcher, task in zip(watchers, watching, strict=True):
@@ -469,6 +545,7 @@ def unfinished(world: World, people: People) -> list[str]:
             wrong += _pending(world, one, pods)
         elif one.status.phase == "Pending":
             wrong.append(f"pod {one.metadata.name} has not started on {one.spec.nodeName}")
+    wrong += _stale_volumes(world, pods)
     wanted = {(p.spec.nodeName, p.metadata.uid) for p in pods if p.spec.nodeName and not ended(p)}
     for name in world.nodes:
         have = {id.pod_uid for id in world.running(name)}
@@ -480,6 +557,8 @@ def _values(objects: Mapping[Key, Object], people: People) -> list[str]:
     """ConfigMaps and Secrets hold what was acknowledged last."""
     wrong = []
     for key, made in people.values.items():
+        if key.namespace in people.gone:
+            continue
         found = objects.get(key)
         if isinstance(made, o.ConfigMap | o.Secret):
             if not isinstance(found, o.ConfigMap | o.Secret) or dict(found.data) != dict(made.data):
@@ -487,6 +566,24 @@ def _values(objects: Mapping[Key, Object], people: People) -> list[str]:
         elif found is not None:
             wrong.append(f"deleted {key} is still there")
     return wrong
+
+
+def _stale_volumes(world: World, pods: list[o.Pod]) -> list[str]:
+    """Every running pod's volume holds what the ConfigMap holds now."""
+    wrong = []
+    for pod in pods:
+        found = world.watchdog.objects.get(Key("ConfigMap", pod.metadata.namespace, _configuration(pod)))
+        if not isinstance(found, o.ConfigMap) or pod.status.phase != "Running" or ended(pod):
+            continue
+        spec = world.nodes[pod.spec.nodeName].volumes.pods.get(pod.metadata.uid, {}).get("conf")
+        have = spec.source.files["value"].content.decode() if spec and isinstance(spec.source, Files) else "nothing"
+        if have != found.data["value"]:
+            wrong.append(f"the volume of {pod.metadata.name} holds {have}, its ConfigMap {found.data['value']}")
+    return wrong
+
+
+def _configuration(pod: o.Pod) -> str:
+    return next((volume.configMap.name for volume in pod.spec.volumes), "")
 
 
 def _stray(key: Key, people: People) -> bool:

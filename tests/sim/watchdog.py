@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from shoal.agent.runtime.port import ContainerID
+from shoal.agent.runtime.port import ContainerID, ContainerState
 from shoal.master.model import Key, Object, Record
 from shoal.master.store import codec, keys
 from shoal.master.store.memory import MemoryEtcd
@@ -36,6 +36,10 @@ def requests(pod: o.Pod) -> dict[str, int]:
 
 def amount(name: str, value: o.Quantity) -> int:
     return quantity.milli(value.text) if name == "cpu" else quantity.whole(value.text)
+
+
+def _lives(state: ContainerState) -> bool:
+    return bool(state.pid) and state.exit is None
 
 
 class Watchdog:
@@ -146,6 +150,20 @@ class Watchdog:
         owner = self._hosts.setdefault(id.pod_uid, node)
         if owner != node:
             raise Broken(f"pod {id.pod_uid} ran on {owner} and on {node}")
+
+    def in_turn(self, id: ContainerID, runs: Sequence[ContainerState]) -> None:
+        """A container starts when no other run of it lives, and none before it in the pod's order has still to end."""
+        own = [state for state in runs if state.id.pod_uid == id.pod_uid]
+        if any(state.id.name == id.name and state.id != id and _lives(state) for state in own):
+            raise Broken(f"{id} starts while an earlier run of it lives")
+        pod = next((pod for pod in self.pods() if pod.metadata.uid == id.pod_uid), None)
+        if pod is None or id.name in {one.name for one in pod.spec.initContainers if one.restartPolicy == "Always"}:
+            return
+        inits = [one.name for one in pod.spec.initContainers if one.restartPolicy != "Always"]
+        before = inits[: inits.index(id.name)] if id.name in inits else inits
+        done = {state.id.name for state in own if state.exit is not None and state.exit.code == 0}
+        if missing := [name for name in before if name not in done]:
+            raise Broken(f"{id} starts before {', '.join(missing)} has done its work")
 
     def unchanged(self, records: Iterable[Record]) -> None:
         """Cached messages are shared by everybody and must stay what is stored."""

@@ -18,7 +18,7 @@ from shoal.agent.machine import Capacity, MachineInfo, MachineUsage
 from shoal.agent.network.fake import FakeNetwork
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
-from shoal.agent.runtime.fake import FakeRuntime
+from shoal.agent.runtime.fake import Behaviour, FakeRuntime, by_words
 from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState
 from shoal.agent.session import LinkLost, TunnelStream
 from shoal.agent.state import MemoryState
@@ -35,7 +35,8 @@ from tests.sim.loop import START, SimulatedLoop
 from tests.sim.watchdog import Watchdog
 
 WALL_START = 1_700_000_000.0  # CLOCK_REALTIME when the simulation begins
-IMAGE = "app"  # pulled: it has no tag
+IMAGE, FULL_IMAGE = "app", "docker.io/library/app:latest"  # pulled: it has no tag
+FLAKY = "flaky"  # a command that fails the first time
 MIB = 1 << 20
 
 
@@ -55,15 +56,22 @@ class FakeMachine:
         return MachineInfo(f"machine-{self.name}", f"{self.name}-boot-{self.boots}", "6", "sim", "amd64", self.name)
 
 
+def behaviour(spec: ContainerSpec) -> Behaviour:
+    if spec.argv[0] == FLAKY:
+        return Behaviour(0.2, 1 if spec.id.attempt == 0 else 0)
+    return by_words(spec)
+
+
 class WatchedRuntime(FakeRuntime):
     """Tells the watchdog of every start."""
 
     def __init__(self, now: Callable[[], float], node: str, watchdog: Watchdog) -> None:
-        super().__init__(now, start_seconds=0.02, sandbox_seconds=0.01)
+        super().__init__(now, script=behaviour, start_seconds=0.02, sandbox_seconds=0.01)
         self._node, self._watchdog = node, watchdog
 
     async def start(self, spec: ContainerSpec) -> ContainerState:
         self._watchdog.started(self._node, spec.id)
+        self._watchdog.in_turn(spec.id, [run.state for run in self._runs.values()])
         return await super().start(spec)
 
 
@@ -106,6 +114,7 @@ class SimNode:
             self.hooks,
             self.objects,
         )
+        self.prober.targets.clear()  # it died with the agent before
         self.agent = Agent(config, ports, self.world.now, self.world.fork())
         self._task = asyncio.create_task(self.agent.run(), name=f"agent {self.name}")
 
