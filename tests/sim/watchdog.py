@@ -58,6 +58,7 @@ class Watchdog:
         self.touched: set[Key] = set()  # by the last look
         self.revisions: dict[Key, int] = {}
         self.checks = 0
+        self.broken: Broken | None = None  # found in the middle of a step
 
     def look(self) -> None:
         """Checks what has been committed since the last look."""

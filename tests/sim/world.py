@@ -32,7 +32,7 @@ from shoal.master.store.memory import Faults, Memory, MemoryEtcd
 from shoal.proto.v1 import cluster_pb2 as c
 from tests.sim.link import AgentEnd, MasterEnd, Weather, Wire
 from tests.sim.loop import START, SimulatedLoop
-from tests.sim.watchdog import Watchdog
+from tests.sim.watchdog import Broken, Watchdog
 
 WALL_START = 1_700_000_000.0  # CLOCK_REALTIME when the simulation begins
 IMAGE, FULL_IMAGE = "app", "docker.io/library/app:latest"  # pulled: it has no tag
@@ -70,8 +70,12 @@ class WatchedRuntime(FakeRuntime):
         self._node, self._watchdog = node, watchdog
 
     async def start(self, spec: ContainerSpec) -> ContainerState:
-        self._watchdog.started(self._node, spec.id)
-        self._watchdog.in_turn(spec.id, [run.state for run in self._runs.values()])
+        try:
+            self._watchdog.started(self._node, spec.id)
+            self._watchdog.in_turn(spec.id, [run.state for run in self._runs.values()])
+        except Broken as broken:
+            self._watchdog.broken = broken  # an agent takes it for a failed start, and tries again
+            raise
         return await super().start(spec)
 
 
@@ -278,6 +282,8 @@ class World:
 
     def check(self) -> None:
         """After every step of the loop."""
+        if self.watchdog.broken is not None:
+            raise self.watchdog.broken
         if self.etcd.revision != self.watchdog.seen:
             self.watchdog.look()
             for master in self.masters.values():
