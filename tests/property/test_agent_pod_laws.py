@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.agent.pods import instructions as i
+from shoal.agent.pods.facts import INIT, SIDECAR
 from shoal.agent.pods.machine import PodMachine
+from shoal.agent.pods.probing import LIVENESS, READINESS, STARTUP, Verdict
 from shoal.agent.runtime.port import ContainerID, ContainerState, Exit, StartError
 from shoal.proto.v1 import objects_pb2 as o
 from tests.agents import IMAGE, NODE, NOW, UID, Driver, deleted, make_pod
@@ -24,6 +26,10 @@ ACTIONS = (
     "delete",
     "remove",
     "restart",
+    "verdict",
+    "objects",
+    "give_up",
+    "observe",
 )
 
 
@@ -39,6 +45,7 @@ class Life(Driver):
 
     def answer(self, step: i.Step) -> object:
         if isinstance(step, i.Start):
+            self._check_start(step.spec.id)
             return self.runs.setdefault(step.spec.id, ContainerState(step.spec.id, 7, self.now, 1, None))
         if isinstance(step, i.RemoveContainer):
             removed = self.runs.pop(step.id, None)
@@ -76,8 +83,37 @@ class Life(Driver):
                 self.send(i.Assigned(deleted(self.machine.pod, grace=number % 40)))
             case "remove":
                 self.send(i.Removed())
+            case "verdict":
+                self._tell(number)
+            case "objects":
+                self.send(i.ObjectsChanged())
+            case "give_up" if number % 5 == 0:
+                self.send(i.GiveUp("Evicted", "the node is low on memory", float(number % 9)))
+            case "observe":
+                self.send(i.Observed(list(self.runs.values())))
             case "restart" if not self.machine.forgotten:
                 self._restart()
+
+    def _check_start(self, id: ContainerID) -> None:
+        """Never two runs of one container at once; init containers in their order; nothing once the end has begun."""
+        for state in self.runs.values():
+            again = state.id.name == id.name and state.id != id
+            assert not again or state.exit or state.start_error, "a run starts while the one before it lives"
+        kinds = {c.spec.name: c.kind for c in self.machine.containers()}
+        order = list(kinds)
+        for name in order[: order.index(id.name)] if kinds[id.name] != SIDECAR else ():
+            ends = [state for state in self.runs.values() if state.id.name == name and state.exit is not None]
+            assert kinds[name] != INIT or any(end.exit and end.exit.code == 0 for end in ends), "out of turn"
+
+    def _tell(self, number: int) -> None:
+        names = [c.spec.name for c in self.machine.containers()]
+        name = names[number % len(names)]
+        facts = self.machine.container(name)
+        if facts is not None and facts.run is not None:
+            kind = (STARTUP, READINESS, LIVENESS)[number // 2 % 3]
+            passed = kind != LIVENESS and number // 6 % 3 > 0
+            id = ContainerID(UID, name, max(facts.run.attempt - number // 18 % 2, 0))
+            self.send(i.Told(Verdict(id, kind, passed, "why")))
 
     def _exit(self, number: int) -> None:
         live = [state for state in self.runs.values() if state.exit is None and state.start_error is None]
@@ -97,17 +133,48 @@ class Life(Driver):
         self.open.clear()
         self.timers.clear()
         there = "" if self.freed else "/run/net"
-        self.send(i.Begin(list(self.runs.values()), there, "10.244.0.2" if there else "", {"app": IMAGE}))
+        images = {c.spec.name: IMAGE for c in self.machine.containers()}
+        self.send(i.Begin(list(self.runs.values()), there, "10.244.0.2" if there else "", images))
 
 
-@settings(max_examples=300, deadline=None)
+def furnished(policy: str, names: tuple[str, ...], inits: tuple[str, ...], extras: frozenset[str]) -> o.Pod:
+    """A pod with these containers, and with what is asked for besides."""
+    pod = make_pod(policy=policy, containers=names)
+    for name in inits:
+        pod.spec.initContainers.add(name=name, image="app:1", restartPolicy="Always" if name == "proxy" else "")
+        if name != "proxy":
+            pod.spec.initContainers[-1].ClearField("restartPolicy")
+    main = pod.spec.containers[0]
+    for probe in extras & {"startupProbe", "readinessProbe", "livenessProbe"}:
+        getattr(main, probe).tcpSocket.port.number = 80
+    for hook in extras & {"postStart", "preStop"}:
+        getattr(main.lifecycle, hook).sleep.seconds = 1
+    if "volume" in extras:
+        pod.spec.volumes.add(name="v").emptyDir.SetInParent()
+    if "deadline" in extras:
+        pod.spec.activeDeadlineSeconds = 500
+    if "pull" in extras:
+        main.imagePullPolicy = "Always"
+    return pod
+
+
+EXTRAS = ("startupProbe", "readinessProbe", "livenessProbe", "postStart", "preStop", "volume", "deadline", "pull")
+PODS = st.builds(
+    furnished,
+    st.sampled_from(["Always", "OnFailure", "Never"]),
+    st.sampled_from([("app",), ("app", "side")]),
+    st.sampled_from([(), ("one",), ("one", "two"), ("proxy",), ("one", "proxy", "two")]),
+    st.frozensets(st.sampled_from(EXTRAS), max_size=4),
+)
+
+
+@settings(max_examples=400, deadline=None)
 @given(
-    policy=st.sampled_from(["Always", "OnFailure", "Never"]),
-    names=st.sampled_from([("app",), ("app", "side")]),
+    pod=PODS,
     events=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1000)), max_size=60),
 )
-def test_any_order_of_events(policy: str, names: tuple[str, ...], events: list[tuple[str, int]]) -> None:
-    life = Life(make_pod(policy=policy, containers=names))
+def test_any_order_of_events(pod: o.Pod, events: list[tuple[str, int]]) -> None:
+    life = Life(pod)
     life.begin()
     for action, number in events:
         forgotten = life.machine.forgotten
@@ -115,6 +182,8 @@ def test_any_order_of_events(policy: str, names: tuple[str, ...], events: list[t
         life.act(action, number)
         if forgotten:
             assert life.given[before:] == []
+        if life.machine.stopping:
+            assert not [one for one in life.given[before:] if isinstance(one, i.Start)], "started after its end began"
     check_statuses(life)
     check_starts(life)
 
@@ -128,7 +197,7 @@ def check_statuses(life: Life) -> None:
         assert is_ended or not ended, "what has ended stays ended"
         assert not is_ended or RANK[status.phase] == 2
         phase, ended = status.phase, is_ended
-        for container in status.containerStatuses:
+        for container in (*status.initContainerStatuses, *status.containerStatuses):
             assert container.restartCount >= restarts[container.name]
             restarts[container.name] = container.restartCount
             assert len(container.state.ListFields()) == 1
@@ -146,12 +215,26 @@ def check_starts(life: Life) -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@given(pod=PODS, events=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1000)), max_size=25))
+def test_what_comes_twice_changes_nothing(pod: o.Pod, events: list[tuple[str, int]]) -> None:
+    life = Life(pod)
+    life.begin()
+    for action, number in events:
+        life.act(action, number)
+    status, given = life.statuses[-1], len(life.given)
+    for event in (i.Observed(list(life.runs.values())), i.Assigned(life.machine.pod), i.ObjectsChanged()):
+        life.send(event)
+        life.send(event)
+    assert life.statuses[-1] == status and len(life.given) == given
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     events=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1000)), max_size=40),
-    policy=st.sampled_from(["Always", "OnFailure", "Never"]),
+    pod=PODS,
 )
-def test_every_life_can_be_brought_to_its_end(events: list[tuple[str, int]], policy: str) -> None:
-    life = Life(make_pod(policy=policy))
+def test_every_life_can_be_brought_to_its_end(events: list[tuple[str, int]], pod: o.Pod) -> None:
+    life = Life(pod)
     life.begin()
     for action, number in events:
         life.act(action, number)
