@@ -70,6 +70,8 @@ class Puller:
         repositories = self._registries.repositories(name, credentials, "pull")
         finder = _Finder(repositories, self._architecture, self._content)
         found = await finder.find(name)
+        if (known := self._known(found)) is not None:
+            return known
         job = _Job(self._content, found, repositories, self._slots, lambda text: [say(text) for say in [*listeners]])
         await self._content.pin(job.pins)
         try:
@@ -79,6 +81,14 @@ class Puller:
             return image
         finally:
             await self._content.unpin(job.pins)
+
+    def _known(self, found: Found) -> Image | None:
+        """The image, when it is here whole and under this name: then nothing is written."""
+        record = self._content.state.catalog.images.get(found.digest)
+        if record is None or not {*found.names} <= {*record.names} or not {*found.digests} <= {*record.digests}:
+            return None
+        healthy = isinstance(self._content.configs.get(record.id), ImageConfig)
+        return self._content.image(record) if healthy else None
 
 
 @dataclass(slots=True)

@@ -166,6 +166,7 @@ class Repository:
         self._basic = False
         self._authorizing = asyncio.Lock()
         self.asked = False  # whether the registry wanted to know who we are
+        self._reached = False
 
     # ---- reading ----
     async def manifest(self, reference: str, what: str) -> Shown:
@@ -326,7 +327,8 @@ class Repository:
             except Retry as retry:
                 failures += 1
                 patience = self._owner.patience
-                if failures >= patience.attempts or retry.after > patience.longest_wait_s:
+                # Who never answered at all may not be there: the caller tries again, later and later.
+                if failures >= patience.attempts or retry.after > patience.longest_wait_s or not self._reached:
                     raise retry.fault from retry
                 await asyncio.sleep(max(retry.after, self._delay(failures)))
         try:
@@ -377,6 +379,7 @@ class Repository:
             try:
                 url = f"{scheme}://{endpoint.host}{endpoint.prefix}/v2/{path}"
                 response = await self._send(method, url, headers, data)
+                self._reached = True
                 self._owner.schemes[endpoint.host] = scheme
                 return response
             except LOST as error:

@@ -40,14 +40,14 @@ _DID = {
     "mirrors",
     multiple=True,
     metavar="REGISTRY=URL",
-    help="Nodes ask URL first for REGISTRY's images ('*': everybody's); may be repeated.",
+    help="Ask URL first for REGISTRY's images ('*': for all); the host `gateway` is this machine. May be repeated.",
 )
 @click.option(
     "--insecure-registry",
     "insecure",
     multiple=True,
     metavar="HOST:PORT",
-    help="Nodes take images from it over plain http too; may be repeated.",
+    help="Take images from it over plain http too; may be repeated.",
 )
 @click.option(
     "--timeout", type=DURATION, default=DEFAULT_TIMEOUT_SECONDS, metavar="TIME", help="Until all are ready (2m)."

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from shoal.deploy.devcluster import cgroups, disks, links, settings
-from shoal.deploy.devcluster.plan import RUN_ROOT, ClusterPlan, Host, Refusal, check_name, load, new_plan
+from shoal.deploy.devcluster.plan import (
+    RUN_ROOT,
+    ClusterPlan,
+    Host,
+    Refusal,
+    check_name,
+    load,
+    new_plan,
+    seen_from_nodes,
+)
 from shoal.deploy.devcluster.processes import Process, Register
 
 ETCD_PLACES = ("etcd", "/usr/bin/etcd", "/usr/local/bin/etcd")
@@ -124,7 +133,7 @@ def prepare(
         ):
             if wanted and wanted != there:
                 raise Refusal(f"cluster {name} is there already with {flag} {there}: `shoal down` takes it away first")
-        if registries and registries != plan.registries:
+        if registries and seen_from_nodes(registries, plan.gateway) != plan.registries:
             raise Refusal(f"cluster {name} is there already with other registries: `shoal down` takes it away first")
         return plan, False
     if node_disk_bytes:

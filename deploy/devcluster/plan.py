@@ -130,6 +130,18 @@ def registry_settings(mirrors: Sequence[str], insecure: Sequence[str]) -> Mappin
     return table
 
 
+def seen_from_nodes(registries: Mapping[str, Mapping[str, Any]], gateway: str) -> Mapping[str, Mapping[str, Any]]:
+    """`gateway` as a host stands for this machine, whose address nobody knows before the cluster has a segment."""
+
+    def host(text: str) -> str:
+        return re.sub(r"^((?:https?://)?)gateway(?=[:/]|$)", rf"\g<1>{gateway}", text)
+
+    return {
+        host(name): {**table, **({"mirrors": [*map(host, table["mirrors"])]} if "mirrors" in table else {})}
+        for name, table in registries.items()
+    }
+
+
 def link_hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:6]
 
@@ -187,13 +199,14 @@ def new_plan(
     if not 1 <= masters <= 5:
         raise Refusal(f"--masters {masters}: 1 to 5")
     segment = free_segment(host.routes)
+    gateway = str(segment.network_address + 1)
     storage = node_disk_bytes * nodes or host.storage_bytes
     return ClusterPlan(
         name=name,
         data=str(data),
         bridge=f"shoal{link_hash(name)}",
         segment=str(segment),
-        gateway=str(segment.network_address + 1),
+        gateway=gateway,
         pod_range=POD_RANGE,
         etcd_client_port=host.free_port(),
         etcd_peer_port=host.free_port(),
@@ -204,5 +217,5 @@ def new_plan(
         etcd=etcd,
         heartbeat_ms=heartbeat_ms,
         node_disk_bytes=node_disk_bytes,
-        registries=registries or {},
+        registries=seen_from_nodes(registries or {}, gateway),
     )

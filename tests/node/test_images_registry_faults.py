@@ -139,6 +139,19 @@ async def test_nobody_there(store: ImageStore) -> None:
     assert caught.value.reason == "RegistryUnavailable" and "127.0.0.1:1 cannot be reached" in caught.value.message
 
 
+async def test_an_unchanged_image_costs_one_question(store: ImageStore, odd: Odd, tmp_path: Path) -> None:
+    odd.publish(layout(b"x"))
+    image = await store.pull(f"{odd.address}/a/b:1")
+    index = tmp_path / "images/index.json"
+    odd.requests.clear()
+    written = index.stat().st_ino
+    assert await store.pull(f"{odd.address}/a/b:1") == image
+    assert [line for line, _ in odd.requests] == ["GET /v2/a/b/manifests/1"] and index.stat().st_ino == written
+    (tmp_path / "images/blobs" / image.id.replace(":", "/")).write_bytes(b"damaged")
+    other = await store.pull(f"{odd.address}/c/d:1")
+    assert other.config == image.config and sorted(other.names) == [f"{odd.address}/{n}:1" for n in ("a/b", "c/d")]
+
+
 async def partial(request: web.Request, data: bytes, claimed: int) -> web.StreamResponse:
     """Some bytes of a body, then the connection breaks."""
     response = web.StreamResponse(headers={"Content-Length": str(claimed)})

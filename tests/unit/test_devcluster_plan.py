@@ -53,7 +53,7 @@ def test_other_clusters_that_came_meanwhile_are_not_left_over(tmp_path: Path) ->
 
 
 def test_registries_reach_every_node(tmp_path: Path) -> None:
-    mirrors, insecure = ["docker.io=http://10.89.0.1:5000", "docker.io=https://b"], ["10.89.0.1:5000"]
+    mirrors, insecure = ["docker.io=http://gateway:5000", "docker.io=https://gateway.b"], ["gateway:5000"]
     table = registry_settings(mirrors, insecure)
     made = new_plan("c", tmp_path, 2, 1, "/etcd", HOST, registries=table)
     made.save()
@@ -62,7 +62,7 @@ def test_registries_reach_every_node(tmp_path: Path) -> None:
     for node in kept.nodes:
         told = agent(kept, node)["registries"]
         assert told == {
-            "docker.io": {"mirrors": ["http://10.89.0.1:5000", "https://b"]},
+            "docker.io": {"mirrors": ["http://10.89.0.1:5000", "https://gateway.b"]},
             "10.89.0.1:5000": {"insecure": True},
         }
     assert "registries" not in agent(plan(tmp_path), made.nodes[0])
