@@ -62,12 +62,12 @@ def registry(
     password: bool = False,
     token_realm: str = "",
     host: str = "127.0.0.1",
+    port: int = 0,
     more: Mapping[str, Any] | None = None,
 ) -> Iterator[Running]:
-    """docker's registry on a free port. `token_realm`: a token service; its certificate lies in folder/token.crt."""
+    """docker's registry on a free port, or on `port`. `token_realm`: a token service with folder/token.crt."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    address = f"{host}:{port}"
+    address = f"{host}:{port or free_port()}"
     config: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},

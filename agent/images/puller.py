@@ -124,10 +124,10 @@ class _Finder:
         try:
             return await first_of(self.repositories, lambda one: one.manifest(name.digest or name.tag, what))
         except ImageFault as fault:
-            if fault.reason == "NotFound" and not name.digest:
-                hint = near(name.tag, await self.repositories[-1].tags(TAGS_ASKED))
-                raise ImageFault("NotFound", fault.message + hint) from fault
-            raise
+            if fault.reason != "NotFound" or name.digest:
+                raise
+            tags = [tag for one in self.repositories for tag in await one.tags(TAGS_ASKED)]
+            raise ImageFault("NotFound", fault.message + near(name.tag, tags)) from fault
 
     async def _described(self, descriptor: Descriptor, what: str) -> Shown:
         shown = await first_of(self.repositories, lambda one: one.manifest(descriptor.digest, what))
@@ -276,15 +276,20 @@ class _Incoming:
 
 
 async def first_of(repositories: Sequence[Repository], ask: Callable[[Repository], Awaitable[T]]) -> T:
-    """The first that can answer; the last one's fault, which is the registry's own, when none does."""
-    for mirror in repositories[:-1]:
+    """The first that can answer. When none does, the registry's own fault with what its mirrors said."""
+    passed: list[str] = []
+    for repository in repositories:
         try:
-            return await ask(mirror)
+            return await ask(repository)
         except ImageFault as fault:
             if fault.reason in ("NoSpace", "ImageInspectError"):
                 raise
-            log.warning("the mirror %s is passed over: %s", mirror.endpoint, fault.message)
-    return await ask(repositories[-1])
+            if repository is repositories[-1]:
+                said = "".join(f"; its mirror: {text}" for text in passed)
+                raise ImageFault(fault.reason, fault.message + said, fault.retry_after) from fault
+            log.warning("the mirror %s is passed over: %s", repository.endpoint, fault.message)
+            passed.append(fault.message)
+    raise AssertionError("no registry to ask")
 
 
 async def _first_failure(fetches: dict[str, asyncio.Task[None]], wanted: str) -> None:

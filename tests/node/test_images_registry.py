@@ -323,6 +323,11 @@ async def test_mirrors_come_first_and_the_registry_last(plain: Running, tmp_path
     image = await store.pull("mirrored:1")
     assert image.names == ("docker.io/library/mirrored:1",)
     await store.close()
+    table = {"127.0.0.1:1": Registry((f"http://{plain.address}",))}
+    dead = await opened(tmp_path / "dead", Settings(table, patience=QUICK))
+    with pytest.raises(ImageFault, match=r"127.0.0.1:1 cannot be reached.*its mirror: .*manifest unknown"):
+        await dead.pull("127.0.0.1:1/library/mirrored:2")
+    await dead.close()
     everybody = await opened(tmp_path / "any", Settings({"*": Registry(mirrors)}, patience=QUICK))
     assert (await everybody.pull("quay.example/library/mirrored:1")).digest == image.digest
     await everybody.close()
