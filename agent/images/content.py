@@ -134,11 +134,15 @@ class Content:
     async def _fetch(self, layer: LayerSource, source: Source) -> None:
         if self.has_blob(layer.digest):
             return
-        folder = await self.thread(self.disk.stage)
+        folder = self.disk.staging()
         try:
+            await self.thread(self.disk.stage, folder)
             size = await source.fetch(layer, folder / "blob")
-            await self.thread(self.disk.keep_blob, folder / "blob", layer.digest)
-            self._making.blobs[layer.digest] = size
+            try:
+                await self.thread(self.disk.keep_blob, folder / "blob", layer.digest)
+            finally:
+                if os.path.exists(self.disk.blob(layer.digest)):  # also when cancelled: the thread went on
+                    self._making.blobs[layer.digest] = size
         finally:
             await self.thread(self.disk.discard, folder)
 

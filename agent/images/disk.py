@@ -88,11 +88,12 @@ class Disk:
     def folder_of(self, layer: Layer) -> str:
         return str(self.root / "l" / layer.folder)
 
-    def stage(self) -> Path:
-        """A new empty folder for one load; `discard` it at the end."""
-        folder = self.root / "staging" / str(next(self._staged))
+    def staging(self) -> Path:
+        """A place that nobody else has, for `stage`; `discard` it at the end in any case. Does not block."""
+        return self.root / "staging" / str(next(self._staged))
+
+    def stage(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
-        return folder
 
     def discard(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -30,7 +30,8 @@ class Load:
 
     async def run(self, chunks: AsyncIterator[bytes], name: str, now: float) -> list[Image]:
         content = self._content
-        self._folder = await content.thread(content.disk.stage)
+        self._folder = content.disk.staging()
+        await content.thread(content.disk.stage, self._folder)
         await self._spool(chunks)
         archive = await self._work(self._open_archive)
         found = named(await self._work(archive.images, self._architecture), name)

@@ -375,6 +375,27 @@ async def test_a_pull_ends_with_its_last_caller(odd: Odd, tmp_path: Path) -> Non
     await store.close()
 
 
+async def test_a_pull_cancelled_at_any_moment_leaves_nothing(odd: Odd, tmp_path: Path) -> None:
+    """Steps of the loop are counted, not time: each run gets a little further."""
+    odd.publish(layout(b"one", b"two", os.urandom(100_000)))
+    store = await opened(tmp_path / "images")
+    done = steps = 0
+    while not done:
+        steps += 3
+        call = asyncio.create_task(store.pull(f"{odd.address}/a/b:1"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        done = call.done()
+        call.cancel()
+        await asyncio.wait([call])
+        if not await store.list():
+            assert [path for path in tree(tmp_path / "images") if path != "index.json"] == EMPTY, steps
+        else:
+            done = 1
+    assert len((await store.list())[0].layers) == 3
+    await store.close()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of 24 MiB."""
