@@ -74,7 +74,7 @@ def make_pod(name: str) -> o.Pod:
     pod = o.Pod(apiVersion="v1", kind="Pod")
     pod.metadata.name, pod.metadata.namespace = name, "default"
     pod.spec.terminationGracePeriodSeconds = 0
-    pod.spec.containers.add(name="main", image="busybox", command=["sleep", "1000000"])
+    pod.spec.containers.add(name="main", image="busybox", imagePullPolicy="IfNotPresent", command=["sleep", "1000000"])
     return pod
 
 

@@ -22,7 +22,7 @@ RUN_ROOT = Path("/run/shoal")
 SEGMENTS = IPv4Network("10.89.0.0/16")  # one /24 of it per cluster, the first that no route here overlaps
 POD_RANGE = "10.244.0.0/16"
 MOST_NODES = 200
-PODS_PER_NODE = 110
+PODS_PER_NODE = 250  # a node has a /24 of addresses for them
 MIB = 1 << 20
 
 
