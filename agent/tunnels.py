@@ -15,7 +15,7 @@ from shoal.agent.copying import Copier
 from shoal.agent.images.port import ImageFault, Images
 from shoal.agent.logs import LogFiles
 from shoal.agent.podlogs import POLL_S, PodLogs
-from shoal.agent.pods.facts import ContainerFacts
+from shoal.agent.pods.facts import APP, ContainerFacts
 from shoal.agent.pods.machine import PodMachine
 from shoal.agent.pods.worker import Worker
 from shoal.agent.runtime.port import ContainerID, ExecStream, Runtime, RuntimeFault, StartError
@@ -137,8 +137,9 @@ class Tunnels:
         if machine is None:
             raise Refusal(f"pod {uid} is not on this node any more")
         containers = {facts.spec.name: facts for facts in machine.containers()}
-        if not name and len(containers) == 1:
-            name = next(iter(containers))
+        apps = [facts.spec.name for facts in machine.containers() if facts.kind == APP]
+        if not name and len(apps) == 1:
+            name = apps[0]
         if name not in containers:
             what = f"has no container {name!r}" if name else "has several containers"
             raise Refusal(f"pod {machine.pod.metadata.name} {what}: choose one of {', '.join(sorted(containers))}")
