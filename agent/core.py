@@ -28,6 +28,7 @@ from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, Runtime
 from shoal.agent.sampling import Sampler
 from shoal.agent.session import Connector, Session, SessionConfig
 from shoal.agent.state import State
+from shoal.agent.storage import Folders, StorageWatch
 from shoal.agent.sync import NodeNetwork, Sync
 from shoal.agent.tunnels import Tunnels
 from shoal.agent.volumes.port import Volumes
@@ -48,6 +49,7 @@ class AgentConfig:
     hosts: str = ""  # the node's own /etc/hosts
     seccomp_root: str = ""  # the folder of Localhost profiles
     reserved: Reserved = field(default_factory=Reserved)
+    runs_root: str = ""  # the runtime's folder of a pod lies in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class Agent:
         )
         self.network = NodeNetwork(ports.network, self._network_changed)
         self.reclaimer = Reclaimer(ports.volumes, ports.objects, self.worker.machines, self._volumes_removed)
+        folders = Folders(config.log_root, config.runs_root)
+        self.storage = StorageWatch(ports.volumes, self.worker.machines, self.worker.post, folders)
         self.sync = Sync(config.node, node_ports, self.worker, self.network, self.reclaimer, now)
         self.tunnels = Tunnels(
             ports.connector,
@@ -160,6 +164,7 @@ class Agent:
                 await self.sync.restore()
                 self.restored = True
                 group.create_task(self.reclaimer.run(), name="reclaim")
+                group.create_task(self.storage.run(), name="storage")
                 self.session = self._session(identity.instance_id)
                 group.create_task(self.session.run(), name="session")
         finally:

@@ -226,6 +226,7 @@ def core_config(config: Config) -> AgentConfig:
         address=config.address,
         masters=config.masters,
         log_root=str(config.data / "logs"),
+        runs_root=str(config.data / "runtime/pods"),
         labels={"kubernetes.io/hostname": config.node, **config.labels},
         metrics_port=config.http[0][1] if config.http else 0,
         resolv_conf=pod_resolv_conf(config.resolv_conf, RESOLVED),

@@ -49,4 +49,5 @@ class VolumesContract:
         await volumes.free("nobody")
         await volumes.update("nobody", [VolumeSpec("conf", files(a="1"))])
         await volumes.remove_local("nothing")
+        assert await volumes.measure(["/nothing/there"]) == 0
         assert list(await volumes.held()) == []

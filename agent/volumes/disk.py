@@ -99,6 +99,9 @@ class DiskVolumes:
     async def usage(self, pod_uid: str) -> Mapping[str, int]:
         return await self._thread(self._usage, pod_uid)
 
+    async def measure(self, folders: Sequence[str]) -> int:
+        return await self._thread(self._measure, folders)
+
     async def remove_local(self, name: str) -> None:
         await self._thread(self._remove_local, name)
 
@@ -200,6 +203,10 @@ class DiskVolumes:
         except FileNotFoundError:
             return {}
         return {name: disk_usage(f"{folder}/{name}", over, time.monotonic) for name in names}
+
+    def _measure(self, folders: Sequence[str]) -> int:
+        over = time.monotonic() + USAGE_SECONDS
+        return sum(disk_usage(folder, over, time.monotonic) for folder in folders if os.path.isdir(folder))
 
     def _remove_local(self, name: str) -> None:
         _check_name(name, "persistent volume")

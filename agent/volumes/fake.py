@@ -16,6 +16,7 @@ class FakeVolumes:
         self.updates: list[tuple[str, VolumeSpec]] = []
         self.removed: list[str] = []
         self.used: dict[tuple[str, str], int] = {}  # pod uid and volume: bytes, as a test says
+        self.written: dict[str, int] = {}  # folder of the node: bytes, as a test says
 
     async def prepare(self, pod_uid: str, specs: Sequence[VolumeSpec]) -> Mapping[str, Prepared]:
         if self.full:
@@ -39,6 +40,9 @@ class FakeVolumes:
         specs = self.pods.get(pod_uid, {}).values()
         on_disk = [one.name for one in specs if isinstance(one.source, EmptyDir) and not one.source.memory]
         return {name: self.used.get((pod_uid, name), 0) for name in on_disk}
+
+    async def measure(self, folders: Sequence[str]) -> int:
+        return sum(self.written.get(folder, 0) for folder in folders)
 
     async def remove_local(self, name: str) -> None:
         self.removed.append(name)

@@ -100,6 +100,10 @@ class Volumes(Protocol):
         """Bytes on disk by volume, of those that count (emptyDir on disk)."""
         ...
 
+    async def measure(self, folders: Sequence[str]) -> int:
+        """Bytes on disk below these folders of the node; one that is not there has none."""
+        ...
+
     async def remove_local(self, name: str) -> None:
         """Deletes Shoal's own folder of a persistent volume; one that is not there is no error."""
         ...

@@ -135,6 +135,7 @@ async def test_usage_counts_blocks_once_and_follows_nothing(volumes: DiskVolumes
     os.close(fd)
     os.close(deep)
     assert (await volumes.usage(POD))["v"] >= used + MIB
+    assert await volumes.measure([str(outside), str(tmp_path / "none")]) >= 4 * MIB
     await volumes.free(POD)
 
 
