@@ -24,7 +24,7 @@ log = logging.getLogger("shoal.agent.storage")
 RESOURCE = "ephemeral-storage"
 EVICTED = "Evicted"
 GRACE_S = 1.0  # the disk fills on: the kubelet's immediate eviction has as much
-LEAST_REST_S, IDLE_REST_S, MOST_REST_S = 1.0, 5.0, 60.0  # idle: no pod has a limit
+LEAST_REST_S, IDLE_REST_S, MOST_REST_S = 1.0, 2.0, 60.0  # idle: no pod has a limit
 REST_FACTOR = 30  # rests, for each second that a round has taken: at most 3 % of the time goes into looking
 
 
