@@ -3,9 +3,9 @@
     <data>/pods/<uid>/sandbox.json                            the pod's SandboxSpec and the boot it was made in
     <data>/pods/<uid>/runs/<container>/<attempt>/intent.json  before anything is made: the spec, the cgroup, the boot
                                                 /started.json after execve: pid, start ticks, boot, time
-                                                /exit.json    the end: code, signal, oom, time, reason
+                                                /exit.json    the end: code, signal, oom, time, reason, message, usage
                                                 /start_error.json  it never ran: reason, message, exit code
-    <data>/pods/<uid>/work/<container>-<attempt>/             what launch needs (upper folder, files)
+    <data>/pods/<uid>/work/<container>-<attempt>/             what launch needs (upper folder, files, last message)
     <data>/trash/                                             what a sweeper deletes out of line
 
 The blocks of started.json and exit.json are reserved with the intent: a full disk cannot take away how a run ended.

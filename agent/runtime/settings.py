@@ -3,6 +3,7 @@
 <run>/spawner.sock, spawner.lock, spawner.json, spawner.log   the spawner's door, lock, settings, faults
 <run>/pods/<uid>.sock, <uid>.lock                             a supervisor's door; the lock holds its pid
 <run>/sandboxes/<uid>/{net,ipc,uts}                           the pods' namespaces
+<run>/sandboxes/<uid>/{shm,pid,holder}                        their /dev/shm; a shared pid namespace, its first process
 <data>/pods/..., <data>/trash/                                see records.py
 """
 

@@ -7,13 +7,13 @@ memfd, the packet says {"memfd": bytes} and the memfd is the first descriptor. E
 SO_PEERCRED; both listeners refuse other users.
 
     request   {"id": n, "op": ..., ...}       agent -> spawner, relayed to the pod's supervisor when it has a "pod"
-    answer    {"id": n, "ok": {...}}          with exec also descriptors, named by "fds"
+    answer    {"id": n, "ok": {...}}          with exec and attach also descriptors, named by "fds"
               {"id": n, "error": {"kind": "start" | "gone" | "fault", "reason", "message", "exit_code"}}
     event     {"event": "started" | "exited", "run": [pod, name, attempt], ...}   to agents that sent "subscribe"
 
 Operations of the spawner: ping, subscribe, ready (answers once every supervisor has read its pod's records), pods,
-ensure_sandbox, remove_sandbox; relayed: ensure_sandbox, remove_sandbox, start, signal, remove, exec, probe (answers
-when its command has ended, or after its time-out).
+ensure_sandbox, remove_sandbox; relayed: ensure_sandbox, remove_sandbox, start, signal, remove, exec, attach, probe
+(answers when its command has ended, or after its time-out).
 Between spawner and supervisor besides: {"op": "adopt"} asks for all duplicates, each sent as {"event": "keep", "key",
 "fds": [names], ...} with its descriptors; {"event": "drop", "key"} ends one; {"event": "ready"} says that the records
 have been read; {"op": "reaped", "pid", "status", "at"} tells of a container that had fallen to the spawner.

@@ -212,3 +212,37 @@ def test_v1_memory_and_swap_are_written_in_an_order_the_kernel_takes(
 @pytest.mark.parametrize(("shares", "weight"), [(0, 1), (2, 1), (1024, 39), (262_144, 10_000), (1 << 30, 10_000)])
 def test_shares_become_weights(shares: int, weight: int) -> None:
     assert shares_to_weight(shares) == weight
+
+
+def test_what_a_run_used_on_v2(tmp_path: Path) -> None:
+    groups, folder = v2(tmp_path)
+    stat = "usage_usec 2500000\nnr_periods 40\nnr_throttled 10\nthrottled_usec 750000\n"
+    pressure = (
+        "some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=500000\n"
+    )
+    files = {
+        "cpu.stat": stat,
+        "memory.peak": "1048576\n",
+        "memory.max": "max\n",
+        "memory.events": "low 0\noom_kill 2\n",
+        "pids.events": "max 3\n",
+        "memory.pressure": pressure,
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    assert groups.resources("shoal-x/n1/pods/u/c-0") == {
+        "peak_memory_bytes": 1 << 20,
+        "memory_limit_bytes": 0,
+        "cpu_seconds": 2.5,
+        "periods": 40,
+        "throttled_periods": 10,
+        "throttled_seconds": 0.75,
+        "oom_kills": 2,
+        "refused_forks": 3,
+        "pressure": {"memory": [1.5, 0.5]},
+    }
+
+
+def test_a_cgroup_that_is_gone_has_used_nothing(tmp_path: Path) -> None:
+    found = CgroupsV2(str(tmp_path), "shoal-x/n1").resources("shoal-x/n1/pods/u/gone-0")
+    assert not any(found.values())
