@@ -74,7 +74,7 @@ class Reclaimer:
             await self._rest(LOOK_AGAIN_S if len(gone) < len(wanted) else None)
 
     async def _remove(self, volume: o.PersistentVolume) -> bool:
-        pods = [machine.pod for machine in self._machines.values() if not machine.ended]
+        pods = [machine.pod for machine in self._machines.values() if machine.holds_volumes]
         if in_use(volume, self._objects, pods):
             return False
         try:

@@ -412,6 +412,11 @@ class PodMachine:
     def _volumes_done(self) -> bool:
         return self._volumes_freed or not self.pod.spec.volumes
 
+    @property
+    def holds_volumes(self) -> bool:
+        """Whether the pod's volumes may be mounted: also a pod that nobody has deleted is done with them at its end."""
+        return not (self.ended or (self._final is not None and self._volumes_done))
+
     # ---- status ----
     def _status(self, phase: str) -> o.PodStatus:
         facts, record = self._facts, self._facts.record

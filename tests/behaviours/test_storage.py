@@ -110,7 +110,6 @@ def test_with_the_claim_goes_the_volume_and_its_folder(world: World) -> None:
     [made] = volumes(world)
     folders = list(world.cluster.data.rglob(made["metadata"]["name"]))
     assert [(folder / "file").read_text() for folder in folders] == ["secret\n"]
-    world.shoal("delete", "pod", "writer")
     world.shoal("delete", "pvc", "data")
     until(lambda: "the volume is still there" if volumes(world) else "", 30)
     assert not [folder for folder in folders if folder.exists()]

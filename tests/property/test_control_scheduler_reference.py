@@ -7,14 +7,16 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.master.model import Event, Key, Record, key_of
-from shoal.master.scheduler.classes import PodClass, compile_class, load_of, owner_of, requests_of
+from shoal.master.model import Event, Key, Object, Record, key_of
+from shoal.master.scheduler.classes import PodClass, claims_of_pod, compile_class, load_of, owner_of, requests_of
 from shoal.master.scheduler.core import Plan, Waiting, schedule
 from shoal.master.scheduler.snapshot import Snapshot, facts_of, holds
+from shoal.master.volumes import SELECTED_NODE
 from shoal.proto.v1 import objects_pb2 as o
-from tests.control_world import node, pod, replicaset
-from tests.reference_scheduler import PlainNode, reference
+from tests.control_world import claim, made_class, node, pod, replicaset, volume
+from tests.reference_scheduler import PlainClaim, PlainNode, PlainStorage, PlainVolume, reference
 
+CLAIMS = ("c0", "c1", "c2", "c3")
 AMOUNTS = st.sampled_from(["", "0", "1m", "100m", "333m", "1", "2"])
 MEMORY = st.sampled_from(["", "1", "100Mi", "1Gi", "3Gi"])
 LABELS = st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from(["a", "b"]), max_size=2)
@@ -59,12 +61,67 @@ def specs(draw: st.DrawFn, name: str) -> o.Pod:
     )
     if draw(st.integers(0, 3)) == 0:
         made.spec.nodeSelector.update(draw(LABELS))
+    for claim_name in draw(st.lists(st.sampled_from(CLAIMS), max_size=2, unique=True)) if draw(st.booleans()) else ():
+        made.spec.volumes.add(name=claim_name).persistentVolumeClaim.claimName = claim_name
     if draw(st.integers(0, 5)) == 0:
         made.spec.containers[0].resources.requests["x/gpu"].text = "1"
     for key, value, effect in draw(TAINTS):
         operator = draw(st.sampled_from(["Equal", "Exists"]))
         made.spec.tolerations.append(o.Toleration(key=key, value=value, operator=operator, effect=effect))
     return made
+
+
+@st.composite
+def storages(draw: st.DrawFn) -> PlainStorage:
+    """Claims c0 to c3, some of which are not there, and volumes of two classes."""
+    made = PlainStorage()
+    node_names = st.sampled_from([f"n{index}" for index in range(8)])
+    for number in range(draw(st.integers(0, 4))):
+        homes = draw(st.one_of(st.just(set[str]()), st.sets(node_names, min_size=1, max_size=3)))
+        made.volumes[f"v{number}"] = PlainVolume(
+            draw(st.sampled_from(["disks", "now"])), homes, draw(st.integers(1, 3))
+        )
+    for name in draw(st.lists(st.sampled_from(CLAIMS), unique=True)):
+        claim = PlainClaim(draw(st.sampled_from(["made", "disks", "disks", "now", "unknown"])))
+        claim.mode = draw(st.sampled_from(["ReadWriteOnce", "ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]))
+        claim.size, claim.leaving = draw(st.integers(1, 3)), draw(st.integers(0, 7)) == 0
+        claim.volume = draw(st.sampled_from(["", "", "v0", "v1", "gone"]))
+        claim.tied = draw(st.one_of(st.just(""), st.just(""), node_names)) if not claim.volume else ""
+        made.claims[f"default/{name}"] = claim
+        found = made.volumes.get(claim.volume)
+        if found is not None and not found.claim and draw(st.integers(0, 5)) > 0:
+            found.claim = f"default/{name}"
+    return made
+
+
+def storage_objects(storage: PlainStorage) -> list[Object]:
+    """The same as real objects."""
+    objects: list[Object] = [
+        made_class("made"),
+        made_class("disks", "kubernetes.io/no-provisioner"),
+        made_class("now", "kubernetes.io/no-provisioner", wait=False),
+    ]
+    for name, plain in storage.claims.items():
+        one = claim(name.split("/")[1], f"{plain.size}Gi", plain.storage_class, plain.mode)
+        one.spec.volumeName = plain.volume
+        if plain.tied:
+            one.metadata.annotations[SELECTED_NODE] = plain.tied
+        if plain.leaving:
+            one.metadata.deletionTimestamp.seconds = 1
+        objects.append(one)
+    for name, plain_volume in storage.volumes.items():
+        vol = volume(name, f"{plain_volume.size}Gi", plain_volume.storage_class)
+        vol.spec.accessModes.extend(["ReadWriteOncePod", "ReadWriteMany"])
+        if plain_volume.homes:
+            rule = vol.spec.nodeAffinity.required.nodeSelectorTerms.add().matchExpressions.add()
+            rule.key, rule.operator = "kubernetes.io/hostname", "In"
+            rule.values.extend(sorted(plain_volume.homes))
+        if plain_volume.claim:
+            short = plain_volume.claim.split("/")[1]
+            vol.spec.claimRef.namespace, vol.spec.claimRef.name = "default", short
+            vol.spec.claimRef.uid = f"uid-PersistentVolumeClaim-{short}"
+        objects.append(vol)
+    return objects
 
 
 @st.composite
@@ -81,7 +138,7 @@ def queues(draw: st.DrawFn) -> list[o.Pod]:
     return queue
 
 
-def added(obj: o.Node | o.Pod) -> Event:
+def added(obj: Object) -> Event:
     key = key_of(obj)
     return Event(key, 1, None, Record(key, obj, b"", 1, 1))
 
@@ -102,12 +159,14 @@ def classes(queue: list[o.Pod]) -> list[PodClass]:
     queues(),
     st.lists(st.tuples(specs("bound"), st.integers(0, 7)), max_size=4),
     st.lists(st.tuples(st.sampled_from(OWNERS), st.integers(0, 7)), max_size=8),
+    storages(),
 )
 def test_both_decide_the_same(
     nodes: list[o.Node],
     queue: list[o.Pod],
     bound: list[tuple[o.Pod, int]],
     siblings: list[tuple[o.ReplicaSet, int]],
+    storage: PlainStorage,
 ) -> None:
     bound = bound + [(pod("sibling", owner=owner), at) for owner, at in siblings]
     plain = {n.metadata.name: PlainNode(facts_of(n)) for n in nodes}
@@ -117,6 +176,8 @@ def test_both_decide_the_same(
         one.spec.nodeName = f"n{at}"
         assert holds(one)
         held.append(one)
+        for name in claims_of_pod(one):
+            storage.users.setdefault(name, set()).add(one.spec.nodeName)
         if f"n{at}" in plain:
             plain[f"n{at}"].used.update(dict(requests_of(one.spec)))
             cpu, memory = load_of(one.spec)
@@ -124,11 +185,12 @@ def test_both_decide_the_same(
             plain[f"n{at}"].owners[owner_of(one)] += 1
     snapshot = Snapshot()
     snapshot.apply([added(one) for one in held] + [added(one) for one in reversed(nodes)])
+    snapshot.apply([added(one) for one in storage_objects(storage)])
     if not nodes:
         return
     waiting = [Waiting(q.metadata.uid, Key("Pod", "default", q.metadata.name), compile_class(q)) for q in queue]
     plan = schedule(snapshot, waiting)
-    assert as_list(plan, queue) == reference(list(plain.values()), classes(queue))
+    assert as_list(plan, queue) == reference(list(plain.values()), classes(queue), storage)
     for name, want in plain.items():
         index = snapshot.row[name]
         have = {r: int(snapshot.used[i, index]) for i, r in enumerate(snapshot.resources)}

@@ -12,6 +12,8 @@ from shoal.agent.pods.probing import LIVENESS, Verdict
 from shoal.agent.volumes.port import Files
 from shoal.master.core import Master
 from shoal.master.model import KINDS, Key, Object
+from shoal.master.volumes import SELECTED_NODE
+from shoal.proto.references import claims_of, homes
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.sim.loop import SimulatedLoop, run
@@ -23,6 +25,7 @@ ACTIVE_SECONDS = 60.0
 CALM_SECONDS = 400.0  # backoffs, tolerations and lease run-outs included
 POLL_SECONDS = 1.0
 QUIET_SECONDS = 6.0  # nothing wrong for this long is rest
+VALUES = 6  # ConfigMaps and Secrets are called v1 to v6
 TAINT = "example.com/maintenance"
 BEHAVIOURS = (["run"], ["run"], ["graceful", "1"], ["stubborn"], ["sleep", "8"], ["exit", "1"])
 CONFIGURATIONS = 3  # ConfigMaps that pods refer to, whether they are there or not
@@ -43,6 +46,26 @@ def template(rng: random.Random, app: str, version: int) -> o.PodTemplateSpec:
         helper.resources.requests["cpu"].text = "20m"
     made.spec.terminationGracePeriodSeconds = rng.choice((1, 3))
     furnish(rng, made.spec)
+    refer(rng, made.spec)
+    return made
+
+
+def refer(rng: random.Random, spec: o.PodSpec) -> None:
+    """Names ConfigMaps and Secrets that may be there, or come, change and go."""
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        name = f"v{rng.randint(1, VALUES)}"
+        if rng.random() < 0.5:
+            spec.containers[0].envFrom.add().secretRef.MergeFrom(o.EnvSource(name=name, optional=True))
+        else:
+            volume = spec.volumes.add(name=f"x{len(spec.volumes)}")
+            volume.configMap.MergeFrom(o.ConfigMapVolumeSource(name=name, optional=True))
+
+
+def claim(rng: random.Random, name: str) -> o.PersistentVolumeClaim:
+    made = o.PersistentVolumeClaim(apiVersion="v1", kind="PersistentVolumeClaim")
+    made.metadata.name, made.metadata.namespace = name, "default"
+    made.spec.accessModes.append(rng.choice(("ReadWriteOnce", "ReadWriteOnce", "ReadWriteOncePod")))
+    made.spec.resources.requests["storage"].text = "1Mi"
     return made
 
 
@@ -92,6 +115,7 @@ def pod(rng: random.Random, name: str) -> o.Pod:
     made.spec.restartPolicy = rng.choice(("Always", "OnFailure", "Never"))
     made.spec.terminationGracePeriodSeconds = 2
     furnish(rng, made.spec)
+    refer(rng, made.spec)
     return made
 
 
@@ -119,6 +143,7 @@ class People:
         self.names: list[Key] = []
         self.values: dict[Key, Object | None] = {}  # ConfigMaps and Secrets as acknowledged; None: deleted
         self.spaces: list[str] = []  # namespaces that are to be there, save the default one
+        self.claims: list[str] = []  # names, of deleted ones too
         self.gone: set[str] = set()  # namespaces that are to go, with all that is in them
         self.tainted: set[str] = set()
 
@@ -129,6 +154,7 @@ class People:
         changes = (
             self.create, self.create_pod, self.scale, self.scale, self.roll, self.roll, self.delete, self.write_value,
             self.write_value, self.delete_value, self.make_space, self.end_space, self.taint, self.configure,
+            self.use_claim, self.use_claim, self.delete_claim,
         )  # fmt: skip
         choice = self.create if len(self.names) < 2 else self.rng.choice(changes)
         try:
@@ -160,11 +186,29 @@ class People:
         await self._write("create", made)
         self.names.append(Key("Pod", "default", made.metadata.name))
 
+    async def use_claim(self) -> None:
+        """A pod with a claim: a new one, one that others use, or one that is deleted or not there yet."""
+        self._made += 1
+        made = pod(self.rng, f"p{self._made}")
+        name = self.rng.choice(self.claims) if self.claims and self.rng.random() < 0.5 else f"c{self._made}"
+        made.spec.volumes.add(name="data").persistentVolumeClaim.claimName = name
+        first: list[Object] = []
+        if name not in self.claims and self.rng.random() < 0.8:
+            first = [claim(self.rng, name)]
+        self.claims += [name] if name not in self.claims else []
+        objects = [*first, made]
+        await self._write("create", *(objects if self.rng.random() < 0.7 else reversed(objects)))
+        self.names.append(Key("Pod", "default", made.metadata.name))
+
+    async def delete_claim(self) -> None:
+        if self.claims:
+            await self._delete(Key("PersistentVolumeClaim", "default", self.rng.choice(self.claims)))
+
     async def write_value(self) -> None:
         """A new ConfigMap or Secret, or another value for one that is there."""
         there = [made for made in self.values.values() if isinstance(made, o.ConfigMap | o.Secret)]
         self._made += 1
-        made = data(self.rng, f"v{self._made}")
+        made = data(self.rng, f"v{self.rng.randint(1, VALUES)}")
         if there and self.rng.random() < 0.6:
             old = self.rng.choice(there)
             made = data(self.rng, old.metadata.name)
@@ -538,6 +582,8 @@ def unfinished(world: World, people: People) -> list[str]:
     wrong += [f"deleted {key} is still there" for key in objects if _stray(key, people)]
     wrong += [f"node {name} has not joined" for name in world.nodes if Key("Node", "", name) not in objects]
     wrong += _values(objects, people)
+    wrong += _storage(objects, pods)
+    wrong += [text for node in world.nodes.values() for text in world.watchdog.delivered(node.name, node.objects.table)]
     for one in pods:
         if one.metadata.HasField("deletionTimestamp"):
             wrong.append(f"pod {one.metadata.name} is still being deleted")
@@ -583,7 +629,25 @@ def _stale_volumes(world: World, pods: list[o.Pod]) -> list[str]:
 
 
 def _configuration(pod: o.Pod) -> str:
-    return next((volume.configMap.name for volume in pod.spec.volumes), "")
+    return next((volume.configMap.name for volume in pod.spec.volumes if volume.name == "conf"), "")
+
+
+def _storage(objects: Mapping[Key, Object], pods: list[o.Pod]) -> list[str]:
+    """Claims of placed pods are bound, deleted ones go unless they are in use, and no volume outlives its claim."""
+    wrong = []
+    used = {(p.metadata.namespace, name) for p in pods if p.spec.nodeName and not ended(p) for name in claims_of(p)}
+    for key, found in objects.items():
+        if isinstance(found, o.PersistentVolumeClaim):
+            in_use = (key.namespace, key.name) in used
+            if found.metadata.HasField("deletionTimestamp") and not in_use:
+                wrong.append(f"{key} is still being deleted")
+            if in_use and found.status.phase != "Bound":
+                wrong.append(f"{key} is {found.status.phase}, and a pod that uses it was placed")
+        elif isinstance(found, o.PersistentVolume):
+            owner = objects.get(Key("PersistentVolumeClaim", found.spec.claimRef.namespace, found.spec.claimRef.name))
+            if owner is None or owner.metadata.uid != found.spec.claimRef.uid:
+                wrong.append(f"{key} is still there without its claim")
+    return wrong
 
 
 def _stray(key: Key, people: People) -> bool:
@@ -618,7 +682,10 @@ def _pending(world: World, one: o.Pod, pods: list[o.Pod]) -> list[str]:
     if not match or not 0 < int(match[1]) <= len(world.nodes):  # counts may age, the reasons may not
         return [f"pod {name} is pending without a true reason: {said!r}"]
     need = requests(one)
-    for node in world.nodes:
+    places, why = _places(world, one, pods)
+    if why:
+        return [] if why in said else [f"pod {name} is pending because {why}, but says {said!r}"]
+    for node in places:
         found = world.watchdog.objects.get(Key("Node", "", node))
         if not isinstance(found, o.Node):
             return [f"node {node} has not joined"]
@@ -630,6 +697,26 @@ def _pending(world: World, one: o.Pod, pods: list[o.Pod]) -> list[str]:
         if all(need[r] <= free[r] for r in need):
             return [f"pod {name} is pending although {node} has room; it says {said!r}"]
     return []
+
+
+def _places(world: World, one: o.Pod, pods: list[o.Pod]) -> tuple[list[str], str]:
+    """The nodes that the pod's claims leave to it, or why they leave none."""
+    objects, left = world.watchdog.objects, set(world.nodes)
+    for name in claims_of(one):
+        found = objects.get(Key("PersistentVolumeClaim", one.metadata.namespace, name))
+        if not isinstance(found, o.PersistentVolumeClaim):
+            return [], f"claim {name} does not exist"
+        if found.metadata.HasField("deletionTimestamp"):
+            return [], f"claim {name} is being deleted"
+        users = [p for p in pods if p.spec.nodeName and not ended(p) and name in claims_of(p)]
+        if "ReadWriteOncePod" in found.spec.accessModes and users:
+            return [], f"claim {name} is in use by another pod"
+        volume = objects.get(Key("PersistentVolume", "", found.spec.volumeName))
+        if isinstance(volume, o.PersistentVolume):
+            left &= homes(volume)
+        elif selected := found.metadata.annotations.get(SELECTED_NODE):
+            left &= {selected}
+    return sorted(left), ""
 
 
 def nothing_acknowledged_was_lost(world: World) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from shoal.agent.objects import Referred
 from shoal.agent.runtime.port import ContainerID, ContainerState
 from shoal.master.model import Key, Object, Record
 from shoal.master.store import codec, keys
 from shoal.master.store.memory import MemoryEtcd
 from shoal.proto import quantity
+from shoal.proto.references import Reference, claims_of, homes, references
 from shoal.proto.v1 import objects_pb2 as o
 
 PHASES = {"": 0, "Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2}
@@ -53,6 +55,9 @@ class Watchdog:
         self._nodes: dict[str, str] = {}  # pod uid -> node
         self._phases: dict[str, tuple[int, str]] = {}
         self._restarts: dict[tuple[str, str], int] = defaultdict(int)
+        self._referred: dict[str, set[Key]] = defaultdict(set)  # node -> what its pods have ever referred to
+        self._claims: dict[str, list[str]] = {}  # pod uid -> uids of its claims, as of its placing
+        self._claim_hosts: dict[str, str] = {}  # claim's uid -> node that used it
         self._hosts: dict[str, str] = {}  # pod uid -> node that ran it
         self._ranges: dict[str, str] = {}  # pod range -> node
         self.touched: set[Key] = set()  # by the last look
@@ -112,6 +117,8 @@ class Watchdog:
         if self._nodes.get(uid) and self._nodes[uid] != bound:
             raise Broken(f"revision {revision}: pod {name} moved from {self._nodes[uid]} to {bound or 'nowhere'}")
         if bound:
+            if uid not in self._nodes:
+                self._placed(pod)
             self._nodes[uid] = bound
         rank = PHASES[pod.status.phase]
         before, phase = self._phases.get(uid, (0, ""))
@@ -125,6 +132,27 @@ class Watchdog:
                     f"revision {revision}: {name}/{status.name} had {count} restarts, now {status.restartCount}"
                 )
             self._restarts[uid, status.name] = status.restartCount
+
+    def _placed(self, pod: o.Pod) -> None:
+        self._referred[pod.spec.nodeName] |= {Key(*reference) for reference in references(pod)}
+        keys = [Key("PersistentVolumeClaim", pod.metadata.namespace, name) for name in claims_of(pod)]
+        self._claims[pod.metadata.uid] = [self.objects[key].metadata.uid for key in keys if key in self.objects]
+
+    def delivered(self, node: str, table: Mapping[Reference, Referred]) -> list[str]:
+        """What is wrong, once all is told, with the objects that a node holds. A Secret that no pod of the node has
+        ever referred to is a breach at any time."""
+        for kind, namespace, name in table:
+            if kind == "Secret" and Key(kind, namespace, name) not in self._referred[node]:
+                raise Broken(f"{node} was sent Secret {namespace}/{name}, which none of its pods refers to")
+        mine = [pod for pod in self.pods() if pod.spec.nodeName == node and not ended(pod)]
+        wanted = {Key(*reference) for pod in mine for reference in references(pod)}
+        for key, found in self.objects.items():
+            if isinstance(found, o.PersistentVolume) and node in homes(found):
+                wanted.add(key)
+        right = {key: self.objects[key] for key in wanted if key in self.objects}
+        have = {Key(*key): found for key, found in table.items()}
+        wrong = [f"{node} lacks {key}, or has an old one" for key in right if have.get(key) != right[key]]
+        return wrong + [f"{node} still has {key}" for key in have if key not in right]
 
     def _not_oversold(self, node: str, revision: int) -> None:
         found = self.objects.get(Key("Node", "", node))
@@ -151,6 +179,10 @@ class Watchdog:
         owner = self._hosts.setdefault(id.pod_uid, node)
         if owner != node:
             raise Broken(f"pod {id.pod_uid} ran on {owner} and on {node}")
+        for claim in self._claims.get(id.pod_uid, ()):
+            home = self._claim_hosts.setdefault(claim, node)
+            if home != node:
+                raise Broken(f"claim {claim} was used on {home} and on {node}")
 
     def in_turn(self, id: ContainerID, runs: Sequence[ContainerState]) -> None:
         """A container starts when no other run of it lives, and none before it in the pod's order has still to end."""

@@ -204,6 +204,21 @@ def test_a_volume_is_in_use_by_the_pods_of_its_own_claim() -> None:
 
 
 @scenario
+async def test_a_pod_that_has_ended_by_itself_holds_no_volume(world: World) -> None:
+    async with world.running():
+        pipe = await world.master.session()
+        pipe.put(world.master.welcome())
+        one = claiming_pod()
+        one.spec.restartPolicy = "Never"
+        pipe.put(with_objects(world.master.complete(one), claim(), volume()))
+        await world.reports(pipe, UID, lambda report: report.status.phase == "Running")
+        world.runtime.crash(ContainerID(UID, "app", 0), signal=9)
+        await world.reports(pipe, UID, lambda report: report.status.phase == "Failed")
+        pipe.put(with_objects(world.master.change(), volume(going=True)))
+        assert list((await pipe.wait("volumes_removed")).names) == ["pv1"]
+
+
+@scenario
 async def test_a_volume_goes_after_its_last_pod_and_the_master_is_told_each_time_it_asks(world: World) -> None:
     async with world.running():
         pipe = await world.master.session()
