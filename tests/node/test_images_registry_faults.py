@@ -336,6 +336,42 @@ async def test_a_mirror_that_lies_or_lacks_a_layer_does_no_harm(odd: Odd, tmp_pa
         await store.close()
 
 
+async def test_a_push_that_breaks_off_is_sent_again(store: ImageStore, odd: Odd) -> None:
+    """A lost connection, a failing server; and a refusal, which is not tried again."""
+    received: dict[str, bytes] = {}
+    troubles = ["lost", "503"]
+
+    async def uploads(request: web.Request) -> web.StreamResponse | None:
+        if request.method == "POST":
+            return web.Response(status=202, headers={"Location": f"{request.path}{len(odd.requests)}?state=x"})
+        if request.method != "PUT":
+            return None
+        if "/manifests/" in request.path:
+            received["manifest"] = await request.read()
+            return web.Response(status=201)
+        trouble = troubles.pop() if troubles else ""
+        if trouble == "lost":
+            assert request.transport is not None
+            request.transport.close()
+        if trouble in ("503", "403"):
+            await request.read()
+            return refusal(int(trouble), "ODD", "not now")
+        assert request.query["state"] == "x"
+        received[request.query["digest"]] = await request.read()
+        return web.Response(status=201)
+
+    odd.before = uploads
+    archive = oci_writer.tar_files(layout(os.urandom(2 * MIB)))
+    [image] = await store.load(make.chunks(archive), f"{odd.address}/a/b:1")
+    assert await store.push(f"{odd.address}/a/b:1") == image.digest
+    assert not troubles and all(oci_writer.digest(data) == digest for digest, data in received.items() if ":" in digest)
+    assert len(received) == 3 and oci_writer.digest(received["manifest"]) == image.digest
+    troubles.append("403")
+    with pytest.raises(ImageFault, match="not now") as caught:
+        await store.push(f"{odd.address}/a/b:1")
+    assert caught.value.reason == "Unauthorized" and not troubles
+
+
 # ---- giving up, dying, full disks ----
 async def hanging(odd: Odd) -> asyncio.Event:
     """From now on the largest blob hangs half way; set when somebody waits for it."""
