@@ -41,10 +41,12 @@ def check_host_path(source: HostPath) -> tuple[str, bool]:
 def _make(path: str, kind: str) -> int:
     """Its mode, once it has been made."""
     if kind in MAKES_FOLDER:
-        os.makedirs(path, FOLDER_MODE, exist_ok=True)
+        _make_folders(path)
     elif kind == "FileOrCreate":
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            os.fchmod(fd, FILE_MODE)
+            os.close(fd)
         except FileExistsError:
             pass
         except FileNotFoundError as error:
@@ -52,3 +54,15 @@ def _make(path: str, kind: str) -> int:
     else:
         raise VolumeFault(f"hostPath {path} has type {kind}, but there is nothing at that path on this node")
     return os.stat(path).st_mode
+
+
+def _make_folders(path: str) -> None:
+    """Mode 0755 whatever the umask."""
+    parent = os.path.dirname(path.rstrip("/"))
+    if not os.path.isdir(parent):
+        _make_folders(parent)
+    try:
+        os.mkdir(path, FOLDER_MODE)
+    except FileExistsError:
+        return
+    os.chmod(path, FOLDER_MODE)

@@ -63,6 +63,14 @@ def test_units_start_what_exists_with_least_privilege(path: Path) -> None:
             assert line in text, f"{line} is missing"
 
 
+@pytest.mark.parametrize("name", ["agent", "spawner"])
+def test_agent_and_spawner_see_one_tree_of_mounts(name: str) -> None:
+    """systemd.exec(5): these give a unit a mount namespace of its own; what one mounts, the other would not see."""
+    text = (ROOT / f"deploy/systemd/shoal-{name}.service").read_text()
+    own = r"^(?:Protect|Private|ReadOnlyPaths|ReadWritePaths|InaccessiblePaths|Bind|TemporaryFileSystem|MountFlags).*$"
+    assert re.findall(own, text, re.MULTILINE) == []
+
+
 @pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
 def test_units_never_give_up(path: Path) -> None:
     """Restart=always alone ends for ever after five starts in ten seconds (systemd.unit(5), StartLimitIntervalSec=)."""
