@@ -36,8 +36,9 @@ from shoal.master.store.memory import Faults, MemoryEtcd
 from shoal.master.store.store import Store
 from shoal.master.store.watch import Subscription
 from shoal.master.stores import StoreFace
+from shoal.master.volumes import SELECTED_NODE
 from shoal.proto.v1 import objects_pb2 as o
-from tests.control_world import World, deployment, namespace, node, pod, replicaset
+from tests.control_world import World, claim, deployment, made_class, namespace, node, pod, replicaset
 from tests.unit.store_support import Clock, leading
 from tests.virtual_loop import VirtualLoop, virtual
 
@@ -170,6 +171,28 @@ def scheduled(m: Master, name: str) -> o.Condition:
     found = m.store.view.get("Pod", "default", name)
     assert isinstance(found, o.Pod)
     return next((c for c in found.status.conditions if c.type == "PodScheduled"), o.Condition())
+
+
+async def test_claims_classes_and_volumes_wake_who_waits_for_them() -> None:
+    async with master() as m:
+        await m.join("n0", "n1")
+        one = pod("p")
+        one.spec.volumes.add(name="v").persistentVolumeClaim.claimName = "data"
+        await m.create(one)
+        await m.until(lambda: "claim data does not exist" in scheduled(m, "p").message)
+        await m.create(claim("data"))
+        await m.until(lambda: "claim data is not bound yet" in scheduled(m, "p").message)
+        await m.create(made_class("local"))
+        await m.until(lambda: scheduled(m, "p").status == "True")
+        home = m.pods()[0].spec.nodeName
+        await m.until(lambda: bool(m.store.view.volumes_on(home)))
+
+        def bound() -> bool:
+            found = m.store.view.get("PersistentVolumeClaim", "default", "data")
+            assert isinstance(found, o.PersistentVolumeClaim)
+            return found.status.phase == "Bound" and found.metadata.annotations[SELECTED_NODE] == home
+
+        await m.until(bound)
 
 
 async def test_room_that_becomes_free_wakes_who_waits_for_it() -> None:

@@ -345,3 +345,13 @@ def test_a_pod_that_fails_later_is_no_rollout() -> None:
     conditions = {c.type: c.status for c in get_deployment(s).status.conditions}
     assert conditions == {"Available": "False", "Progressing": "True"}
     assert get_deployment(s).status.unavailableReplicas == 1
+
+
+def test_an_evicted_pod_is_replaced_and_its_record_stays() -> None:
+    rs = replicaset(replicas=1)
+    evicted = pod("old", owner=rs, node="n1", phase="Failed", app="web")
+    evicted.status.reason = "Evicted"
+    world = World([rs, evicted])
+    outcome = replicasets.reconcile(world, RS, 100.0, random.Random(1))
+    world.apply(outcome.changes)
+    assert sorted(p.status.phase for p in world.pods()) == ["Failed", "Pending"]
