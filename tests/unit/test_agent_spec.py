@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shoal.agent.images.port import Image, ImageConfig
@@ -217,3 +219,53 @@ def test_each_run_has_a_log_of_its_own() -> None:
     pod = make_pod()
     assert spec_of(pod, attempt=3).log_path == f"/logs/{pod.metadata.uid}/app/3.log"
     assert spec_of(pod, attempt=3).id.attempt == 3
+
+
+def test_b20_names_of_a_pod_with_a_subdomain_and_on_the_node_s_network() -> None:
+    pod = make_pod("web.one")
+    assert hostname(pod) == "web.one"
+    pod.spec.hostname, pod.spec.subdomain = "front", "svc"
+    assert (
+        "10.244.0.2\tfront.svc.default.svc.cluster.local\tfront\n"
+        in managed_files(pod, "10.244.0.2", NODE)["/etc/hosts"]
+    )
+    pod.spec.setHostnameAsFQDN = True
+    assert sandbox_spec(pod, NODE).hostname == "front.svc.default.svc.cluster.local"
+    pod.spec.subdomain = "s" * 60
+    with pytest.raises(StartError, match="shorten"):
+        sandbox_spec(pod, NODE)
+    pod.spec.hostNetwork = True
+    own = replace(NODE, hosts="10.0.0.9\tneighbour")
+    pod.spec.hostAliases.add(ip="192.0.2.1", hostnames=["a", "b"])
+    files = managed_files(pod, "10.0.0.1", own)
+    assert files["/etc/hosts"] == "10.0.0.9\tneighbour\n192.0.2.1\ta\tb\n" and files["/etc/hostname"] == "n1\n"
+
+
+def test_limits_of_a_pod_are_what_its_containers_have_at_one_time() -> None:
+    pod = make_pod()
+    wanted = {"init": 300, "proxy": 100, "late": 250}
+    for name, cpu in wanted.items():
+        container = pod.spec.initContainers.add(name=name, image="app:1")
+        container.resources.limits["cpu"].text = f"{cpu}m"
+    pod.spec.initContainers[1].restartPolicy = "Always"
+    pod.spec.containers[0].resources.limits["cpu"].text = "200m"
+    assert pod_limits(pod, NODE).cpu_quota_us == 35_000, "the sidecar with the init container after it"
+    pod.spec.containers[0].resources.limits["cpu"].text = "400m"
+    assert pod_limits(pod, NODE).cpu_quota_us == 50_000, "the app with the sidecar"
+    del pod.spec.initContainers[0].resources.limits["cpu"]
+    assert pod_limits(pod, NODE).cpu_quota_us is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "profile"),
+    [("RuntimeDefault", "", ""), ("Unconfined", "", "unconfined"), ("Localhost", "a/b.json", "/profiles/a/b.json")],
+)
+def test_b52_the_seccomp_profile_of_the_container_goes_before_the_pod_s(kind: str, path: str, profile: str) -> None:
+    node, pod = replace(NODE, seccomp_root="/profiles"), make_pod()
+    pod.spec.securityContext.seccompProfile.type = "Unconfined"
+    own = pod.spec.containers[0].securityContext.seccompProfile
+    own.type, own.localhostProfile = kind, path
+    assert spec_of(pod, node=node).seccomp == profile
+    own.type, own.localhostProfile = "Localhost", "../shadow"
+    with pytest.raises(StartError, match="localhostProfile"):
+        spec_of(pod, node=node)
