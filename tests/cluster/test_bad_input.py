@@ -226,10 +226,11 @@ def test_three_hundred_pods_in_one_file(shoal: Shoal) -> None:
 
 # ---- images ----
 def test_a_missing_image_is_told_and_loaded_later(shoal: Shoal) -> None:
-    shoal.apply(pod("p", image="later:1"), "--wait", "--timeout", "2s", code=3)
-    assert "image later:1" in shoal.err
+    never = pod("p", image="later:1").replace("image: later:1", "imagePullPolicy: Never, image: later:1")
+    shoal.apply(never, "--wait", "--timeout", "2s", code=3)
+    assert "image later:1 is not on node node-" in shoal.err and "shoal image load" in shoal.err
     waiting = shoal.until("p", lambda state: "waiting" in state)["waiting"]
-    assert waiting["reason"] in ("ErrImagePull", "ImagePullBackOff")
+    assert waiting["reason"] == "ErrImageNeverPull"
     shoal("logs", "p", code=1)
     assert "has not started yet: see its state with `shoal describe pod`" in shoal.err
     shoal("exec", "p", "--", "true", code=1)
