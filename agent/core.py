@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import shoal
 from shoal.agent.copying import Copier
+from shoal.agent.deathbook import DeathBook
 from shoal.agent.images.port import Images
 from shoal.agent.logs import LogFiles
 from shoal.agent.machine import Machine
@@ -50,6 +51,7 @@ class AgentConfig:
     seccomp_root: str = ""  # the folder of Localhost profiles
     reserved: Reserved = field(default_factory=Reserved)
     runs_root: str = ""  # the runtime's folder of a pod lies in it
+    salt: bytes = field(default=b"", repr=False)  # random, of this process: see NodeFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,16 @@ class Agent:
             allocatable=allocatable(machine.capacity(), config.reserved),
             hosts=config.hosts,
             seccomp_root=config.seccomp_root,
+            boot_id=machine.info().boot_id,
+            version=shoal.__version__,
+            salt=config.salt,
         )
         self._images_stale = asyncio.Event()
         self.reporter = NodeReporter(
             machine, ports.images, config.address, shoal.__version__, config.metrics_port, config.reserved
         )
         self.outbox = Outbox(0)
+        self.deaths = DeathBook(ports.state, lambda: self.outbox)
         node_ports = NodePorts(
             ports.runtime,
             ports.images,
@@ -113,6 +119,7 @@ class Agent:
             ports.prober,
             ports.hooks,
             ports.objects,
+            self.deaths,
         )
         self.worker = Worker(
             node_ports, node, now, lambda report: self.outbox.put(report), meter, self._images_stale.set
@@ -161,6 +168,7 @@ class Agent:
                 group.create_task(self._watch_runtime(), name="runtime events")
                 group.create_task(self.network.run(), name="node network")
                 group.create_task(self._watch_images(), name="images")
+                await self.deaths.restore()
                 await self.sync.restore()
                 self.restored = True
                 group.create_task(self.reclaimer.run(), name="reclaim")
@@ -170,6 +178,7 @@ class Agent:
         finally:
             await self.tunnels.close()
             await self.worker.close()
+            await self.deaths.close()
 
     def _session(self, instance_id: str) -> Session:
         config = SessionConfig(

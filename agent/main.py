@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ async def serve(config: Config) -> None:
             DiskObjects(config.data / "state", config.run),
             copier,
         )
-        agent = Agent(core_config(config), ports, time.time, rng, durations)
+        agent = Agent(replace(core_config(config), salt=os.urandom(32)), ports, time.time, rng, durations)
         await stack.enter_async_context(http_server(config, agent, durations))
         await run_until(agent, stop)
 

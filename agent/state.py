@@ -3,6 +3,8 @@
     <root>/identity          instance id and the number of starts
     <root>/cluster           incarnation, position, ranges and node table
     <root>/pods/<uid>        the pod's bytes and how far its life has come
+    <root>/deaths/<name>     a death certificate that the master has not acknowledged yet
+    <root>/healthy/<digest>  what a container ran with when it was last healthy
 
 Each file is one line `shoal-state 1 <sha256 of the rest>`, one line of JSON, then bytes. It is written beside its
 place, synced and renamed, so that a full disk or a crash leaves the old one.
@@ -15,14 +17,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import total_ordering
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 log = logging.getLogger("shoal.agent.state")
 MAGIC = b"shoal-state 1 "
+DEATHS, HEALTHY = "deaths", "healthy"
+SHELVES = (DEATHS, HEALTHY)
 T = TypeVar("T")
 
 
@@ -68,6 +72,16 @@ class ClusterRecord:
     nodes: Mapping[str, NodeRange] = field(default_factory=dict)
 
 
+class ProbeTry(NamedTuple):
+    """One try of a probe, as the disk keeps it."""
+
+    probe: str
+    at: float
+    passed: bool
+    message: str
+    milliseconds: int
+
+
 @dataclass(frozen=True, slots=True)
 class RunNote:
     """What the agent has to remember of one run of a container, beside what the runtime knows of it."""
@@ -82,6 +96,8 @@ class RunNote:
     reason: str = ""  # why it was ended, in one word
     message: str = ""
     said: str = ""  # the end of its log, when that is its termination message
+    tries: Sequence[ProbeTry] = ()  # of the probe for which it was ended, oldest first
+    buried: bool = False  # its death certificate is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +128,15 @@ class State(Protocol):
     async def pods(self) -> list[PodRecord]: ...
     async def save_pod(self, record: PodRecord) -> None: ...
     async def remove_pod(self, uid: str) -> None: ...
+    async def notes(self, shelf: str) -> dict[str, bytes]:
+        """What lies on a shelf, by name, what was put there first first."""
+        ...
+
+    async def put_note(self, shelf: str, name: str, body: bytes, *, sure: bool = True) -> None:
+        """`sure`: also when the power goes at once."""
+        ...
+
+    async def remove_note(self, shelf: str, name: str) -> None: ...
 
 
 def next_identity(old: Identity | None, fresh_id: str, now: float) -> Identity:
@@ -128,6 +153,7 @@ class MemoryState:
         self._identity: Identity | None = None
         self._cluster = ClusterRecord()
         self._pods: dict[str, PodRecord] = {}
+        self._notes: dict[str, dict[str, bytes]] = {shelf: {} for shelf in SHELVES}
 
     async def begin(self, fresh_id: str, now: float) -> Identity:
         self._identity = next_identity(self._identity, fresh_id, now)
@@ -150,6 +176,17 @@ class MemoryState:
     async def remove_pod(self, uid: str) -> None:
         self._pods.pop(uid, None)
 
+    async def notes(self, shelf: str) -> dict[str, bytes]:
+        return dict(self._notes[shelf])
+
+    async def put_note(self, shelf: str, name: str, body: bytes, *, sure: bool = True) -> None:
+        self._check()
+        self._notes[shelf].pop(name, None)
+        self._notes[shelf][name] = body
+
+    async def remove_note(self, shelf: str, name: str) -> None:
+        self._notes[shelf].pop(name, None)
+
     def _check(self) -> None:
         if self.full:
             raise StateFault("the agent's state could not be saved: no space left")
@@ -167,8 +204,9 @@ class DiskState:
 
     def _begin(self, fresh_id: str, now: float) -> Identity:
         try:
-            self._pods.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for half in (*self._root.glob(".*.new"), *self._pods.glob(".*.new")):
+            for folder in (self._pods, *(self._root / shelf for shelf in SHELVES)):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for half in (*self._root.glob(".*.new"), *self._root.glob("*/.*.new")):
                 half.unlink(missing_ok=True)
         except OSError as fault:
             raise StateFault(f"the data folder {self._root} cannot be used: {fault}") from fault
@@ -216,21 +254,48 @@ class DiskState:
         except OSError as fault:
             raise StateFault(f"{self._pod_path(uid)} cannot be deleted: {fault}") from fault
 
-    def _pod_path(self, uid: str) -> Path:
-        if not uid or uid.startswith(".") or "/" in uid or "\0" in uid or ".corrupt" in uid:
-            raise StateFault(f"{uid!r} is not a pod uid: it cannot be a file's name")
-        return self._pods / uid
+    async def notes(self, shelf: str) -> dict[str, bytes]:
+        return await asyncio.to_thread(self._notes, shelf)
 
-    def _write(self, path: Path, head: Mapping[str, Any], body: bytes = b"") -> None:
+    def _notes(self, shelf: str) -> dict[str, bytes]:
+        folder = self._root / shelf
+        try:
+            paths = [path for path in folder.iterdir() if ".corrupt" not in path.name]
+            paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+        except OSError as fault:
+            raise StateFault(f"{folder} cannot be listed: {fault}") from fault
+        found = {path.name: self._read(path, lambda _, body: body, None) for path in paths}
+        return {name: body for name, body in found.items() if body is not None}
+
+    async def put_note(self, shelf: str, name: str, body: bytes, *, sure: bool = True) -> None:
+        await asyncio.to_thread(self._write, self._root / shelf / file_name(name), {}, body, sure)
+
+    async def remove_note(self, shelf: str, name: str) -> None:
+        await asyncio.to_thread(self._remove_note, self._root / shelf / file_name(name))
+
+    @staticmethod
+    def _remove_note(path: Path) -> None:
+        """One that comes back when the power goes is only told again."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as fault:
+            raise StateFault(f"{path} cannot be deleted: {fault}") from fault
+
+    def _pod_path(self, uid: str) -> Path:
+        return self._pods / file_name(uid)
+
+    def _write(self, path: Path, head: Mapping[str, Any], body: bytes = b"", sure: bool = True) -> None:
         half = path.with_name(f".{path.name}.new")
         rest = json.dumps(head, separators=(",", ":")).encode() + b"\n" + body
         try:
             with open(half, "wb", opener=_private) as file:
                 file.write(MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
                 file.flush()
-                os.fsync(file.fileno())
+                if sure:
+                    os.fsync(file.fileno())
             half.replace(path)
-            _sync_folder(path.parent)
+            if sure:
+                _sync_folder(path.parent)
         except OSError as fault:
             half.unlink(missing_ok=True)
             raise StateFault(f"{path} could not be saved: {fault.strerror or fault}") from fault
@@ -265,8 +330,19 @@ def _cluster_of(head: dict[str, Any], _: bytes) -> ClusterRecord:
 
 
 def _pod_of(head: dict[str, Any], body: bytes) -> PodRecord | None:
-    notes = {run: RunNote(**note) for run, note in head.get("notes", {}).items()}
+    notes = {run: _note_of(note) for run, note in head.get("notes", {}).items()}
     return PodRecord(**{**head, "pod": body, "final": bytes.fromhex(head["final"]), "notes": notes})
+
+
+def _note_of(note: dict[str, Any]) -> RunNote:
+    return RunNote(**{**note, "tries": tuple(ProbeTry(*one) for one in note.get("tries", ()))})
+
+
+def file_name(name: str) -> str:
+    """Raises StateFault for a name that no file can have, or that means something else."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name or ".corrupt" in name:
+        raise StateFault(f"{name!r} cannot be a file's name, as a pod's uid must")
+    return name
 
 
 def _private(path: str, flags: int) -> int:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from shoal.agent.images.port import Image, ImageConfig
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods import instructions as i
+from shoal.agent.pods.healthy import Baseline
 from shoal.agent.pods.machine import PodMachine
 from shoal.agent.pods.probing import Target, Verdict
 from shoal.agent.pods.spec import NodeFacts
@@ -64,14 +65,23 @@ class Driver:
     ) -> None:
         self.now = NOW
         self.objects = objects or MemoryObjects()
-        self.machine = PodMachine(record_of(pod or make_pod()), NODE, saved=False, objects=self.objects)
+        self.machine = PodMachine(record_of(pod or make_pod()), NODE, saved=False, objects=self.objects, known=self)
         self.remote: dict[str, Image] = {}
         self.probes: dict[str, Target] = {}
+        self.healthy: dict[str, Baseline] = {}
+        self.deaths: list[o.Death] = []
         self.images = dict(images if images is not None else {"app:1": IMAGE})
         self.given: list[i.Instruction] = []
         self.open: list[i.Step] = []
         self.timers: dict[str, float] = {}
         self.statuses: list[tuple[o.PodStatus, bool]] = []
+
+    # ---- healthy.Baselines ----
+    def kept(self, key: str) -> Baseline | None:
+        return self.healthy.get(key)
+
+    def find(self, key: str) -> Baseline | None:
+        return self.healthy.get(key)
 
     # ---- events in ----
     def send(self, event: i.Event) -> list[i.Instruction]:
@@ -88,6 +98,8 @@ class Driver:
                     self.probes[target.id.name] = target
                 case i.ForgetProbes(container):
                     self.probes.pop(container, None)
+                case i.Remember(workload, baseline):
+                    self.healthy[workload] = baseline
                 case i.Forget():
                     pass
                 case _:
@@ -132,6 +144,8 @@ class Driver:
                 return self.remote.get(name, IMAGE)
             case i.PrepareVolumes(specs):
                 return {spec.name: Prepared(spec.name, f"/volumes/{spec.name}") for spec in specs}
+            case i.Bury(_, death):
+                self.deaths.append(death)
             case i.RunHook() | i.ReadLogTail():
                 return ""
             case i.Start(spec):

@@ -10,6 +10,7 @@ from shoal.agent.pods.backoff import CrashBackoff
 from shoal.agent.pods.spec import CONFIG_REASONS
 from shoal.agent.runtime.port import ContainerState, Exit
 from shoal.agent.state import RunNote
+from shoal.proto.references import Reference
 from shoal.proto.v1 import objects_pb2 as o
 
 STARTING, RUNNING, ENDED = "starting", "running", "ended"
@@ -17,6 +18,16 @@ CODE_LOST = "ContainerStatusUnknown"
 APP, INIT, SIDECAR = "app", "init", "sidecar"
 NOT_ASKED, ASKED, ANSWERED = "not asked", "asked", "answered"
 NOTHING = RunNote()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a run began with. Nobody changes these messages: what changes is put in their place."""
+
+    pod: o.Pod
+    container: o.Container
+    image: Image | None
+    objects: Mapping[Reference, o.ConfigMap | o.Secret | None]
 
 
 @dataclass(slots=True)
@@ -43,6 +54,9 @@ class Run:
     kill_due: bool = False
     term_sent: bool = False
     kill_sent: bool = False
+    seen: Seen | None = None  # None: it was started by an agent before this one
+    weighed: bool = False  # after its end: whether it was a death, and what it proves
+    death: o.Death | None = None  # until it is buried
 
     @property
     def misconfigured(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from shoal.agent.images.port import Credential, Image
+from shoal.agent.pods.healthy import Baseline
 from shoal.agent.pods.probing import Target, Verdict
 from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState, Exit, SandboxSpec
 from shoal.agent.state import PodRecord
@@ -107,6 +108,18 @@ class ReadLogTail:
 
 
 @dataclass(frozen=True, slots=True)
+class Bury:
+    """Writes a run's death certificate, with the end of its output, and sees that the master gets it."""
+
+    id: ContainerID
+    death: o.Death
+
+    @property
+    def key(self) -> str:
+        return f"bury {self.id.name} {self.id.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Done's value: the ContainerState."""
 
@@ -173,6 +186,7 @@ Step: TypeAlias = (
     | Detach
     | RemoveSandbox
     | Save
+    | Bury
 )
 
 
@@ -202,11 +216,19 @@ class ForgetProbes:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """What a workload's container was healthy with. Nothing waits until it is on the disk."""
+
+    workload: str
+    baseline: Baseline = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """The pod is not assigned any more and nothing of it is left: drop the machine and its record."""
 
 
-Instruction: TypeAlias = Step | SetTimer | Publish | SetProbes | ForgetProbes | Forget
+Instruction: TypeAlias = Step | SetTimer | Publish | SetProbes | ForgetProbes | Remember | Forget
 
 
 # ---- events ----

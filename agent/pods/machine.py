@@ -14,8 +14,10 @@ from typing import assert_never
 from shoal.agent.images.port import Image
 from shoal.agent.objects import MemoryObjects, Objects
 from shoal.agent.pods import instructions as i
+from shoal.agent.pods.deaths import Burying
 from shoal.agent.pods.ending import Ending, forget_probes, stop_signal
 from shoal.agent.pods.facts import ContainerFacts, containers_of
+from shoal.agent.pods.healthy import Baseline, Baselines, NoBaselines
 from shoal.agent.pods.order import all_over
 from shoal.agent.pods.pod import PodFacts
 from shoal.agent.pods.spec import NodeFacts
@@ -36,7 +38,15 @@ DEADLINE_TEXT = "Pod was active on the node longer than the specified deadline"
 class PodMachine:
     """The machine of one pod uid. `record` is what the disk says of it; `saved` tells whether it is there yet."""
 
-    def __init__(self, record: PodRecord, node: NodeFacts, *, saved: bool, objects: Objects | None = None) -> None:
+    def __init__(
+        self,
+        record: PodRecord,
+        node: NodeFacts,
+        *,
+        saved: bool,
+        objects: Objects | None = None,
+        known: Baselines | None = None,
+    ) -> None:
         self.uid = record.uid
         self.ended = False  # nothing of the pod is left on the node
         self.removed = False
@@ -47,6 +57,7 @@ class PodMachine:
         self._steps = Steps()
         self._starting = Starting(self._facts, self._steps)
         self._ending = Ending(self._facts, self._steps)
+        self._burying = Burying(self._facts, self._steps, known or NoBaselines())
         self._saved = record if saved else None
         self._detached = self._freed = self._volumes_freed = False
         self._stop_saved = record.stop_started > 0 and saved
@@ -87,6 +98,10 @@ class PodMachine:
 
     def container(self, name: str) -> ContainerFacts | None:
         return self._facts.containers.get(name)
+
+    def healthy(self, workload: str, now: float) -> Baseline | None:
+        """What a container of this workload runs well with now."""
+        return self._burying.living(workload, now)
 
     # ---- events ----
     def handle(self, event: i.Event, now: float) -> list[i.Instruction]:
@@ -249,6 +264,8 @@ class PodMachine:
                 self._hook_done(step, str(value or ""), now)
             case i.ReadLogTail(id):
                 self._said(facts.containers[id.name], id.attempt, str(value or ""))
+            case i.Bury(id):
+                self._burying.buried(id)
             case i.Save(record):
                 self._saved, facts.recorded = record, True
                 self._stop_saved = self._stop_saved or record.stop_started > 0
@@ -297,9 +314,11 @@ class PodMachine:
             self._steps.ended(step)
             self._hook_done(step, event.message, now)
             return []
-        if isinstance(step, i.ReadLogTail):
+        if isinstance(step, i.ReadLogTail | i.Bury):
             self._steps.ended(step)
-            return []  # then it has no message
+            if isinstance(step, i.Bury):
+                self._burying.buried(step.id)
+            return []  # then it has no message, or no certificate: nothing waits for that
         if isinstance(step, i.Signal):
             self._ending.unsignalled(step)
         if isinstance(step, i.UpdateVolumes):
@@ -353,7 +372,7 @@ class PodMachine:
     def _plan(self, now: float) -> list[i.Instruction]:
         if self.ended:
             return []
-        out = self._ending.tails()
+        out = self._ending.tails() + self._burying.plan(now)
         if self._closing:
             out += self._plan_close(now)
         else:

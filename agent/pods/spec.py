@@ -50,6 +50,8 @@ class NodeFacts:
     allocatable: Mapping[str, int] = field(default_factory=dict)  # cpu in thousandths, the rest in whole units
     hosts: str = ""  # the node's own /etc/hosts, for pods on its network
     seccomp_root: str = ""  # the folder of Localhost profiles
+    version: str = ""  # of the agent
+    salt: bytes = field(default=b"", repr=False)  # made at its start and kept nowhere: keys the digests of Secrets
 
 
 # ---- the pod ----

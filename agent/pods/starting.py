@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.config import Unresolved, environment
+from shoal.agent.pods.deaths import tries_of
 from shoal.agent.pods.facts import ANSWERED, ASKED, NOT_ASKED, RUNNING, ContainerFacts, Run
+from shoal.agent.pods.healthy import seen
 from shoal.agent.pods.images import Pulling
 from shoal.agent.pods.order import startable
 from shoal.agent.pods.pod import PodFacts
@@ -114,7 +116,7 @@ class Starting:
         except (Unresolved, StartError) as fault:
             container.problem = (fault.reason, fault.message)
             return []
-        container.open_run(attempt)
+        container.open_run(attempt).seen = seen(facts, container)
         return self._steps.give(i.Start(spec))
 
     # ---- while it runs ----
@@ -182,6 +184,8 @@ class Starting:
             probe = probes_of(container.spec).get(verdict.kind)
             own = probe is not None and probe.HasField("terminationGracePeriodSeconds")
             grace = float(probe.terminationGracePeriodSeconds) if probe is not None and own else self._facts.own_grace
+            if not run.note.end_since:
+                run.note = replace(run.note, tries=tries_of(verdict))
             run.doom(UNHEALTHY, f"{verdict.kind} probe failed: {verdict.message}", grace, now)
 
 

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.agent.deathbook import DeathBook
 from shoal.agent.images.port import Image, ImageFault, Images
 from shoal.agent.logs import LogFiles, tail_of
 from shoal.agent.network.port import Network, NetworkFault
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods import instructions as i
+from shoal.agent.pods.deaths import TAIL_LINES as DEATH_LINES
+from shoal.agent.pods.deaths import with_tail
+from shoal.agent.pods.healthy import Baseline, best
 from shoal.agent.pods.machine import PodMachine
 from shoal.agent.pods.probing import Hooks, Prober, Verdict
 from shoal.agent.pods.spec import NodeFacts, log_path
@@ -39,6 +43,7 @@ log = logging.getLogger("shoal.agent.pods")
 MAX_STEPS = 32  # in flight at once: more would only queue in the spawner
 PERMANENT_IMAGE_FAULTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 TAIL_LINES, TAIL_BYTES = 80, 2048  # of a log that is a termination message (kubelet)
+DEATH_BYTES = 32 * 1024  # of a log, read for a death certificate
 PROGRESS_S = 2.0  # between two words about a pull
 
 
@@ -55,6 +60,7 @@ class NodePorts:
     prober: Prober
     hooks: Hooks
     objects: MemoryObjects
+    deaths: DeathBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ class Worker:
     # ---- pods come and go ----
     def add(self, record: PodRecord, found: Found | None = None, *, saved: bool = False) -> PodMachine:
         """A pod of this node; `found` when the node may have something of it already."""
-        machine = PodMachine(record, self._node, saved=saved, objects=self._ports.objects)
+        machine = PodMachine(record, self._node, saved=saved, objects=self._ports.objects, known=self)
         self.machines[record.uid] = machine
         if found is None:
             self.post(record.uid, i.Begin())
@@ -133,6 +139,16 @@ class Worker:
             self._enqueue(record.uid, _Look(found, {c.spec.name: c.spec.image for c in machine.containers()}))
         return machine
 
+    # ---- healthy.Baselines, for the machines ----
+    def kept(self, key: str) -> Baseline | None:
+        return self._ports.deaths.kept(key)
+
+    def find(self, key: str) -> Baseline | None:
+        """Asked when a container has died, so that it may look through all pods."""
+        living = (machine.healthy(key, self._now()) for machine in self.machines.values())
+        return best(self.kept(key), [one for one in living if one is not None])
+
+    # ---- what comes from outside ----
     def purge(self, uid: str) -> None:
         """Frees what the node has of a pod that nobody knows."""
         self._enqueue(uid, _Purge())
@@ -210,6 +226,8 @@ class Worker:
                 self._ports.prober.forget(machine.uid, container)
             case i.Forget():
                 self._forget(machine.uid)
+            case i.Remember(workload, baseline):
+                self._ports.deaths.remember(workload, baseline)
             case i.PullImage() | i.RunHook():
                 self._begin_slow(machine.uid, instruction)
             case _:
@@ -346,6 +364,9 @@ class Worker:
                 await ports.volumes.update(uid, specs)
             case i.FreeVolumes():
                 await ports.volumes.free(uid)
+            case i.Bury(id, death):
+                path = log_path(self._node.log_root, uid, id.name, id.attempt)
+                await ports.deaths.bury(with_tail(death, await self._last_words(path)))
             case i.Signal(id, number):
                 await ports.runtime.signal(id, number)
             case i.RemoveContainer(id):
@@ -360,6 +381,14 @@ class Worker:
                 await ports.state.save_pod(record)
             case _:
                 raise AssertionError(f"no such step: {step}")
+
+    async def _last_words(self, path: str) -> str:
+        """A log that cannot be read leaves its certificate without."""
+        try:
+            return await tail_of(self._ports.logs, path, DEATH_LINES, DEATH_BYTES)
+        except OSError as fault:
+            log.warning("%s cannot be read for a death certificate: %s", path, fault)
+            return ""
 
     async def _pull(self, uid: str, step: i.PullImage) -> Image:
         loop, said = asyncio.get_running_loop(), 0.0

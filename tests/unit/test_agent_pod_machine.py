@@ -245,8 +245,10 @@ def test_b39_a_graceful_end_saves_signals_waits_kills_frees_and_reports() -> Non
     assert driver.last(i.Signal).signal == signal.SIGKILL
     driver.settle()
     out = driver.exit(137, signal=9)
-    assert kinds(out) == ["Save", "Publish"]
+    assert kinds(out) == ["Save", "Bury", "Publish"]  # its status does not wait for its death certificate
     assert driver.status.phase == "Failed" and not any(ended for _, ended in driver.statuses)
+    assert kinds(driver.done(i.Save)) == []
+    driver.done(i.Bury)
     assert kinds(driver.done(i.Save)) == ["Detach"]
     assert kinds(driver.done(i.Detach)) == ["RemoveSandbox"]
     assert kinds(driver.done(i.RemoveSandbox)) == ["Publish"]

@@ -16,6 +16,8 @@ from shoal.agent.state import (
     NodeRange,
     PodRecord,
     Position,
+    ProbeTry,
+    RunNote,
     State,
     StateFault,
 )
@@ -40,6 +42,28 @@ async def test_everything_that_is_saved_is_read_again(state: State) -> None:
     await state.remove_pod("uid-2")
     await state.remove_pod("uid-2")
     assert await state.pods() == [POD]
+
+
+async def test_notes_are_kept_in_their_order_until_removed(state: State) -> None:
+    await state.begin("id-1", 100.0)
+    for name in ("web.app.10.0a", "web.app.9.0a", "x"):
+        await state.put_note("deaths", name, name.encode() + b"\n\xff")
+    await state.put_note("healthy", "x", b"", sure=False)
+    await state.remove_note("deaths", "x")
+    await state.remove_note("deaths", "x")
+    assert list((await state.notes("deaths")).items()) == [
+        ("web.app.10.0a", b"web.app.10.0a\n\xff"),
+        ("web.app.9.0a", b"web.app.9.0a\n\xff"),
+    ]
+    assert await state.notes("healthy") == {"x": b""}
+
+
+async def test_the_tries_of_a_probe_are_the_same_when_read_again(state: State) -> None:
+    await state.begin("id-1", 100.0)
+    note = RunNote(ends=1, tries=(ProbeTry("liveness", 1.5, False, "HTTP 500", 3),), buried=True)
+    record = PodRecord("uid-1", b"x", 1.0, notes={"app/0": note})
+    await state.save_pod(record)
+    assert await state.pods() == [record]
 
 
 async def test_the_identity_stays_and_the_starts_grow(state: State) -> None:
