@@ -200,7 +200,7 @@ def whole(world: World) -> Iterator[None]:
     world.settle()
 
 
-def test_a_node_without_power_is_replaced_and_comes_back_as_another_boot(world: World) -> None:
+def test_b94_a_node_without_power_is_replaced_and_comes_back_as_another_boot(world: World) -> None:
     node = world.busy_node()
     lost, others = world.on(node), {u: p for u, p in world.running().items() if u not in world.on(node)}
     boot = world.nodes()[node.name]["status"]["nodeInfo"]["bootID"]
@@ -219,7 +219,7 @@ def test_a_node_without_power_is_replaced_and_comes_back_as_another_boot(world: 
     assert others.items() <= world.running().items()
 
 
-def test_a_node_that_was_cut_off_stops_what_was_replaced(world: World) -> None:
+def test_b94_a_node_that_was_cut_off_stops_what_was_replaced(world: World) -> None:
     node = world.busy_node()
     lost, agent = world.on(node), world.part(f"agent-{node.name}")
     with unplugged(node):
@@ -231,7 +231,7 @@ def test_a_node_that_was_cut_off_stops_what_was_replaced(world: World) -> None:
     assert world.part(f"agent-{node.name}") == agent
 
 
-def test_a_frozen_agent_is_replaced_and_stops_its_old_pods_when_it_thaws(world: World) -> None:
+def test_b94_a_frozen_agent_is_replaced_and_stops_its_old_pods_when_it_thaws(world: World) -> None:
     node = world.busy_node()
     lost, agent = world.on(node), world.part(f"agent-{node.name}")
     with frozen(agent):

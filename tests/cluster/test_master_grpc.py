@@ -258,6 +258,36 @@ async def test_a_client_that_goes_away_frees_its_session(served: Served) -> None
     await again.hear("welcome")
 
 
+async def seen(served: Served, start: int, deletions: int, pause: float = 0.0) -> list[tuple[int, str, str]]:
+    """What a watcher from `start` hears, closing and resuming after every batch: (revision, type, body)."""
+    heard: list[tuple[int, str, str]] = []
+    position = start
+    while sum(kind == "DELETED" for _, kind, _ in heard) < deletions:
+        call = served.admin().Watch(c.WatchRequest(kinds=["Pod"], from_revision=position))
+        batch = await anext(aiter(call))
+        call.cancel()
+        heard += [(event.object.revision, event.type, event.object.body.hex()) for event in batch.events]
+        position = batch.revision
+        await asyncio.sleep(pause)
+    return heard
+
+
+async def test_b100_two_watchers_see_one_order(served: Served) -> None:
+    start = (await served.admin().List(c.ListRequest(kind="Pod"))).revision
+    keys = [c.Key(kind="Pod", namespace="default", name=f"w{number}") for number in range(8)]
+    watching = asyncio.gather(seen(served, start, len(keys)), seen(served, start, len(keys), pause=0.01))
+    made = [pod(name=key.name) for key in keys]
+    await asyncio.gather(
+        *(served.admin().Create(c.WriteRequest(request_id=f"c{n}", objects=[one])) for n, one in enumerate(made))
+    )
+    await asyncio.gather(
+        *(served.admin().Delete(c.DeleteRequest(request_id=f"d{n}", keys=[key])) for n, key in enumerate(keys))
+    )
+    first, second = await asyncio.wait_for(watching, 30)
+    assert first == second
+    assert [revision for revision, _, _ in first] == sorted(revision for revision, _, _ in first)
+
+
 # ---- tunnels ----
 async def running(served: Served) -> Agent:
     agent = await served.agent()

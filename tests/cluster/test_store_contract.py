@@ -165,7 +165,7 @@ async def test_one_large_revision_is_not_split(port: Port) -> None:
     assert [len(batch.events) for batch in batches] == [128, 128]
 
 
-async def test_compacted_history_is_refused_visibly(port: Port) -> None:
+async def test_b99_compacted_history_is_refused_visibly(port: Port) -> None:
     first = await put(port, b"/a", b"1")
     for number in range(5):
         await put(port, b"/a", b"%d" % number)

@@ -163,7 +163,7 @@ def test_a_watcher_of_a_quiet_kind_is_not_left_behind() -> None:
     virtual(main())
 
 
-def test_batches_hold_whole_revisions_and_resume_where_they_end() -> None:
+def test_b99_batches_hold_whole_revisions_and_resume_where_they_end() -> None:
     async def main() -> None:
         async with leading(MemoryEtcd()) as (store, _, _):
             start = store.view.revision
