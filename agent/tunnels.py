@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from shoal.agent.answers import Refusal
 from shoal.agent.copying import Copier
@@ -21,12 +20,13 @@ from shoal.agent.pods.worker import Worker
 from shoal.agent.runtime.port import ContainerID, ExecStream, Runtime, RuntimeFault, StartError
 from shoal.agent.sampling import Sampler
 from shoal.agent.session import Connector, LinkLost, TunnelStream
+from shoal.agent.tunnel_images import ImageTunnels
+from shoal.agent.tunnel_streams import FRAME_BYTES, send_data, until_gone
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent.tunnels")
 MAX_TUNNELS = 64
-FRAME_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
 ARRIVAL_POLLS = 30  # for a pod that the master has bound and that the node has not heard of yet
@@ -51,10 +51,9 @@ class Tunnels:
         self._connector = connector
         self._worker = worker
         self._runtime = runtime
-        self._images = images
+        self._images = ImageTunnels(images, images_changed)
         self._logs = logs
         self._log_root = log_root
-        self._images_changed = images_changed
         self._sampler = sampler
         self._copier = copier
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,13 +105,9 @@ class Tunnels:
                     return await self._copy(request.copy, stream)
                 case "usage":
                     return await until_gone(stream, self._usage(stream))
-                case "image_load":
-                    return await self._load(request.image_load, stream)
-                case "image_remove":
-                    await self._images.remove(request.image_remove.name)
-                    self._images_changed()
-                    return s.TunnelEnd()
                 case other:
+                    if (end := await self._images.answer(request, stream)) is not None:
+                        return end
                     raise Refusal(f"this agent does not know the request {other}: upgrade it")
         except Refusal as refusal:
             return s.TunnelEnd(exit_code=1, error=str(refusal))
@@ -205,29 +200,8 @@ class Tunnels:
 
     # ---- usage ----
     async def _usage(self, stream: TunnelStream) -> s.TunnelEnd:
-        report = (await self._sampler.report()).SerializeToString()
-        for at in range(0, len(report), FRAME_BYTES):
-            await stream.send(s.TunnelFrame(data=report[at : at + FRAME_BYTES]))
+        await send_data(stream, (await self._sampler.report()).SerializeToString())
         return s.TunnelEnd()
-
-    # ---- images ----
-    async def _load(self, request: s.ImageLoadOpen, stream: TunnelStream) -> s.TunnelEnd:
-        lines: asyncio.Queue[str] = asyncio.Queue()
-
-        async def tell() -> None:
-            while True:
-                await stream.send(s.TunnelFrame(progress=await lines.get()))
-
-        teller = asyncio.create_task(tell())
-        try:
-            images = await self._images.load(_archive(stream), request.name, lines.put_nowait)
-        finally:
-            teller.cancel()
-            await asyncio.gather(teller, return_exceptions=True)
-        while not lines.empty():
-            await stream.send(s.TunnelFrame(progress=lines.get_nowait()))
-        self._images_changed()
-        return s.TunnelEnd(images=[name for image in images for name in (image.names or [image.id])])
 
 
 async def _joined(stream: TunnelStream, process: ExecStream) -> s.TunnelEnd:
@@ -245,31 +219,6 @@ async def _joined(stream: TunnelStream, process: ExecStream) -> s.TunnelEnd:
             task.cancel()
         await asyncio.gather(feeder, output, return_exceptions=True)
         await process.close()
-
-
-async def until_gone(stream: TunnelStream, work: Coroutine[Any, Any, s.TunnelEnd]) -> s.TunnelEnd:
-    """Does the work, unless the other side ends the tunnel first: then LinkLost."""
-    worker = asyncio.create_task(work)
-    watcher = asyncio.create_task(_wait_for_end(stream))
-    try:
-        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if worker.done():
-            return worker.result()
-        raise LinkLost("the person who asked is gone")
-    finally:
-        worker.cancel()
-        watcher.cancel()
-        await asyncio.gather(worker, watcher, return_exceptions=True)
-
-
-async def _wait_for_end(stream: TunnelStream) -> None:
-    while True:
-        try:
-            frame = await stream.receive()
-        except LinkLost:
-            return
-        if frame is None or frame.WhichOneof("frame") == "end":
-            return
 
 
 async def _feed(stream: TunnelStream, process: ExecStream) -> bool:
@@ -314,16 +263,3 @@ async def _next_data(stream: TunnelStream) -> bytes:
             return frame.data
         if kind == "close_input":
             return b""
-
-
-async def _archive(stream: TunnelStream) -> AsyncIterator[bytes]:
-    """The archive's bytes; a stream that ends before it says so is an error, not an end."""
-    while True:
-        frame = await stream.receive()
-        kind = frame.WhichOneof("frame") if frame is not None else None
-        if frame is None or kind == "end":
-            raise ImageFault("BadArchive", "the stream broke off before the archive was complete: load it again")
-        if kind == "data":
-            yield frame.data
-        elif kind == "close_input":
-            return

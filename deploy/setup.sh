@@ -4,9 +4,9 @@
 #   setup.sh demo     what a development cluster needs of the system
 #   setup.sh test     the same, and what the tests need
 #   setup.sh etcd     etcd alone; prints where its binary is
-#   setup.sh registry docker's registry alone, for tests
-# Idempotent. Packages that carry a service (etcd, Prometheus) are unpacked into .tools, never installed, so that
-# nothing gets enabled or started. Elsewhere than on Debian it lists what is missing.
+#   setup.sh registry docker's registry alone
+# Idempotent. Packages that carry a service (etcd, docker's registry, Prometheus) are unpacked into .tools, never
+# installed, so that nothing gets enabled or started. Elsewhere than on Debian it lists what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 TOOLS=$PWD/.tools
@@ -65,8 +65,8 @@ list_missing() {
 system() {
     local kind=$1
     if ! command -v apt-get >/dev/null; then
-        if [ "$kind" = test ]; then list_missing "${TEST_COMMANDS[@]}" etcd promtool
-        else list_missing "${DEMO_COMMANDS[@]}" etcd; fi
+        if [ "$kind" = test ]; then list_missing "${TEST_COMMANDS[@]}" etcd docker-registry promtool
+        else list_missing "${DEMO_COMMANDS[@]}" etcd docker-registry; fi
         return
     fi
     if [ "$(id -u)" != 0 ]; then
@@ -75,7 +75,8 @@ system() {
     fi
     if [ "$kind" = test ]; then install_packages "${TEST_PACKAGES[@]}"; else install_packages "${DEMO_PACKAGES[@]}"; fi
     unpack etcd-server usr/bin/etcd
-    if [ "$kind" = test ]; then unpack prometheus usr/bin/promtool; unpack docker-registry usr/bin/docker-registry; fi
+    unpack docker-registry usr/bin/docker-registry
+    if [ "$kind" = test ]; then unpack prometheus usr/bin/promtool; fi
 }
 
 venv() {

@@ -124,7 +124,7 @@ class Cluster:
         plan = self.plan
         masters = [f"master-{index}" for index in range(len(plan.master_ports))]
         nodes = [f"{kind}-{node.name}" for node in plan.nodes for kind in ("holder", "agent")]
-        return ["keeper", "etcd", *masters, *nodes]
+        return ["keeper", "etcd", *(["registry"] if plan.registry else []), *masters, *nodes]
 
     def spawner(self, node: str) -> Process | None:
         return self._locked(node, "spawner.lock")

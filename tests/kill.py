@@ -162,6 +162,7 @@ def plan_kills(demo: Demo) -> list[Kill]:
         Kill("an agent", f"agent-{node}", redis),
         Kill("the master", "master-0", redis),
         Kill("etcd", "etcd", redis),
+        *([Kill("the registry", "registry", redis)] if "registry" in cluster.part_names() else []),
         Kill("a spawner", f"spawner of {node}", redis),
         Kill("a pod's supervisor", f"supervisor of {redis['metadata']['name']}", redis),
         Kill("the keeper", "keeper", redis, up),

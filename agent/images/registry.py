@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import ssl
 import time
@@ -553,7 +554,10 @@ class Repository:
         elif isinstance(error, TimeoutError):
             why = f"it does not answer in time{f' ({error})' if str(error) else ''}"
         else:
-            why = f"{getattr(error, 'os_error', None) or error}" or type(error).__name__
+            cause = getattr(error, "os_error", None) or error
+            number = cause.errno if isinstance(cause, OSError) else None  # asyncio's own text repeats the address
+            why = os.strerror(number) if number and number > 0 else getattr(cause, "strerror", None) or str(cause)
+            why = why or type(error).__name__
         return ImageFault("RegistryUnavailable", f"{host} cannot be reached for {what}: {why}")
 
     def _delay(self, failures: int) -> float:

@@ -244,6 +244,16 @@ class Client:
         self.reach()
         return self._stream("RemoveImage", request, None)
 
+    def image(self, request: c.ImageRequest) -> Iterator[c.LoadImageResponse]:
+        """One operation on the images of nodes; a line per node and step."""
+        self.reach()
+        return self._stream("Image", request, None)
+
+    def save_image(self, request: c.SaveImageRequest) -> Iterator[s.TunnelFrame]:
+        """Images as an archive, in `data` frames."""
+        self.reach()
+        return self._stream("SaveImage", request, None)
+
     def version(self) -> c.VersionResponse:
         """What the cluster says of itself."""
         version: c.VersionResponse = self._call("Version", c.VersionRequest())

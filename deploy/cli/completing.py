@@ -29,6 +29,11 @@ def pods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
     return [CompletionItem(name) for name in _names(ctx, "pod") if name.startswith(incomplete)]
 
 
+def nodes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of nodes."""
+    return [CompletionItem(name) for name in _names(ctx, "node") if name.startswith(incomplete)]
+
+
 def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of the containers of the pod that stands before."""
     try:

@@ -31,12 +31,14 @@ VERBS = {
     "cp": "Copy files out of containers and into them.",
     "top": "Show what pods and nodes use.",
     "events": "List what happened.",
-    "image": "Load, list and remove images on the nodes.",
+    "image": "Pull, push, load, list and remove images on the nodes.",
+    "login": "Keep a registry's password, once a node has tried it.",
+    "logout": "Forget a registry's password.",
     "config": "Choose between clusters.",
     "version": "Show the versions of the command and the cluster.",
     "completion": "Print the completion script for a shell.",
 }
-NO_CLUSTER = ("up", "down", "config", "completion")  # verbs that ask no cluster
+NO_CLUSTER = ("up", "down", "config", "completion", "logout")  # verbs that ask no cluster
 UNWIND_SECONDS = 1.0  # for an interrupted verb to clean up
 EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain. `exec` passes on its command's."
 

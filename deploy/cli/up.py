@@ -49,6 +49,7 @@ _DID = {
     metavar="HOST:PORT",
     help="Take images from it over plain http too; may be repeated.",
 )
+@click.option("--registry", is_flag=True, help="Run a registry beside the nodes, the first that they ask for images.")
 @click.option(
     "--timeout", type=DURATION, default=DEFAULT_TIMEOUT_SECONDS, metavar="TIME", help="Until all are ready (2m)."
 )
@@ -62,6 +63,7 @@ def command(
     node_disk: str,
     mirrors: tuple[str, ...],
     insecure: tuple[str, ...],
+    registry: bool,
     timeout: float,
 ) -> int:
     """Start a development cluster on this machine, or bring all of it back."""
@@ -76,13 +78,17 @@ def command(
         lifecycle.need_root("up")
         folder = Path(data) if data else DATA_ROOT / name
         with lifecycle.locked(name):
-            plan, _ = lifecycle.prepare(name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size, registries)
+            plan, _ = lifecycle.prepare(
+                name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size, registries, registry
+            )
             context = context_of(plan)
             put(context)
             did = lifecycle.ensure_keeper(plan)
     except (Refusal, CertificateError) as refused:
         raise CommandError(str(refused)) from None
     print(f"cluster {name} {_DID.get(did, did)}: {len(plan.nodes)} node(s), context {name} in {config_path()}")
+    if plan.registry:
+        print(f"its registry, which nodes ask first for images of docker.io, is {plan.registry_address}")
     return _wait(context, plan, timeout)
 
 

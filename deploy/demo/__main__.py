@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shoal.deploy.demo.push import CannotPush, push
 from shoal.deploy.devcluster import leftovers
-from shoal.deploy.devcluster.plan import DATA_ROOT, RUN_ROOT
+from shoal.deploy.devcluster.plan import DATA_ROOT, RUN_ROOT, load
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = Path("deploy/examples")  # all commands run in ROOT
@@ -74,6 +75,23 @@ def ask(pod: str, command: str, wanted: str) -> str:
     raise DemoFailed(f"{pod}: {command!r} gave {out!r}, not {wanted!r}")
 
 
+def fill_registry(name: str) -> None:
+    plan = load(DATA_ROOT / name)
+    if plan is None:
+        raise DemoFailed(f"cluster {name} is gone")
+    subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], cwd=ROOT, check=True)
+    for archive in sorted((ROOT / IMAGES).glob("*.tar")):
+        print(f"pushed {', '.join(push(archive, plan.registry_address))} to {plan.registry_address}")
+
+
+def show_pulls() -> None:
+    """What the nodes say of each image that they pulled; nothing when they had them already."""
+    events = json.loads(shoal("get", "events", "-o", "json", quiet=True))["items"]
+    for event in sorted(events, key=lambda one: str(one["message"])):
+        if event["reason"] == "Pulled" and event["message"].startswith("Successfully pulled"):
+            print(f"{event['source']['host']}: {event['message']}")
+
+
 def use_it() -> None:
     """The page of one pod is fetched from another node, and redis answers a pod on another node."""
     toolboxes, webs = pods("app=toolbox"), pods("app=guestbook,tier=frontend")
@@ -91,12 +109,11 @@ def use_it() -> None:
 def up(options: argparse.Namespace) -> None:
     if not (DATA_ROOT / options.name / "cluster.json").exists():
         leftovers.save(leftovers.listing(), BEFORE)
-    say("1. A cluster of real processes: etcd, a master, three nodes")
-    show("up", "--name", options.name, "--nodes", str(options.nodes))
-    say("2. Images, made from Debian's packages, onto every node")
-    subprocess.run([sys.executable, "-m", "shoal.deploy.demo.images", "--out", str(IMAGES)], cwd=ROOT, check=True)
-    show("image", "load", *(str(IMAGES / path.name) for path in sorted((ROOT / IMAGES).glob("*.tar"))))
-    say("3. The application")
+    say("1. A cluster of real processes: etcd, a master, three nodes, an image registry")
+    show("up", "--name", options.name, "--nodes", str(options.nodes), "--registry")
+    say("2. Images, made from Debian's packages, into the registry; it serves them to the nodes in docker.io's place")
+    fill_registry(options.name)
+    say("3. The application; each node pulls what its pods need")
     show(
         "apply",
         "-f",
@@ -107,6 +124,7 @@ def up(options: argparse.Namespace) -> None:
         "--timeout",
         WAIT,
     )
+    show_pulls()
     say("4. Packets between pods on different nodes")
     use_it()
     say("5. What is where")
@@ -150,7 +168,7 @@ def main() -> int:
             up(options)
         else:
             down(options.name)
-    except (DemoFailed, subprocess.CalledProcessError) as fault:
+    except (DemoFailed, CannotPush, OSError, subprocess.CalledProcessError) as fault:
         print(f"demo: {fault}", file=sys.stderr)
         return 1
     return 0

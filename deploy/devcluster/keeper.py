@@ -1,4 +1,4 @@
-"""The keeper of a development cluster: starts etcd, masters and nodes, and restarts what ends, with backoff.
+"""The keeper of a development cluster: starts what it consists of, and restarts what ends, with backoff.
 
 It can be killed at any moment: everything runs on, and the next keeper finds it again by pid and start time. A node
 whose holder has died stays off until somebody says `shoal up` (SIGHUP here), as a machine without power would.
@@ -58,6 +58,8 @@ class Keeper:
         self.charges: list[Charge] = []
         self.stopping = False
         self._add("etcd", lambda: self._spawn("etcd", programs.etcd(plan)))
+        if plan.registry:
+            self._add("registry", lambda: self._spawn("registry", programs.registry(plan)))
         for i in range(len(plan.master_ports)):
             self._add(f"master-{i}", lambda i=i: self._spawn(f"master-{i}", programs.master(plan, i)))  # type: ignore[misc]
         for node in plan.nodes:

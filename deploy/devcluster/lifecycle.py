@@ -28,7 +28,9 @@ from shoal.deploy.devcluster.plan import (
 from shoal.deploy.devcluster.processes import Process, Register
 
 ETCD_PLACES = ("etcd", "/usr/bin/etcd", "/usr/local/bin/etcd")
-TOOLS = Path(__file__).resolve().parents[2] / ".tools/etcd-server/usr/bin/etcd"
+TOOLS = Path(__file__).resolve().parents[2] / ".tools"
+UNPACKED_ETCD = TOOLS / "etcd-server/usr/bin/etcd"
+UNPACKED_REGISTRY = TOOLS / "docker-registry/usr/bin/docker-registry"
 GRACE_SECONDS = 10.0
 KEEPER_SECONDS = 10.0
 
@@ -41,7 +43,7 @@ def need_root(what: str) -> None:
 
 def find_etcd(wanted: str | None) -> str:
     """The etcd binary: the one asked for, the one that `make` unpacked, or one on the PATH. Raises Refusal."""
-    for place in [wanted] if wanted else [str(TOOLS), *ETCD_PLACES]:
+    for place in [wanted] if wanted else [str(UNPACKED_ETCD), *ETCD_PLACES]:
         found = shutil.which(place)
         if found:
             return found
@@ -50,9 +52,22 @@ def find_etcd(wanted: str | None) -> str:
     )
 
 
-def free_port() -> int:
+def find_registry() -> str:
+    """The binary of docker's registry: the one that `make` unpacked, or one on the PATH. Raises Refusal."""
+    for place in (str(UNPACKED_REGISTRY), "docker-registry"):
+        found = shutil.which(place)
+        if found:
+            return found
+    raise Refusal("docker's registry is missing: `make setup-demo` unpacks it, or install it (Debian: docker-registry)")
+
+
+def free_port(wanted: int = 0) -> int:
+    """`wanted` itself, when nobody listens there on any address."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("0.0.0.0" if wanted else "127.0.0.1", wanted))  # noqa: S104  (it is let go of at once)
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
@@ -117,6 +132,7 @@ def prepare(
     heartbeat_ms: int,
     node_disk_bytes: int = 0,
     registries: Mapping[str, Mapping[str, Any]] | None = None,
+    registry: bool = False,
 ) -> tuple[ClusterPlan, bool]:
     """The plan of the cluster in `folder`, made when there is none; True when it is new. Raises Refusal."""
     check_name(name)
@@ -135,11 +151,23 @@ def prepare(
                 raise Refusal(f"cluster {name} is there already with {flag} {there}: `shoal down` takes it away first")
         if registries and seen_from_nodes(registries, plan.gateway) != plan.registries:
             raise Refusal(f"cluster {name} is there already with other registries: `shoal down` takes it away first")
+        if registry and not plan.registry:
+            raise Refusal(f"cluster {name} is there already without a registry: `shoal down` takes it away first")
         return plan, False
     if node_disk_bytes:
         disks.check(node_disk_bytes)
-    host = this_host(folder)
-    plan = new_plan(name, folder, nodes or 3, masters, find_etcd(etcd), host, heartbeat_ms, node_disk_bytes, registries)
+    plan = new_plan(
+        name,
+        folder,
+        nodes or 3,
+        masters,
+        find_etcd(etcd),
+        this_host(folder),
+        heartbeat_ms,
+        node_disk_bytes,
+        registries,
+        find_registry() if registry else "",
+    )
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     settings.write_all(plan)
@@ -182,7 +210,7 @@ def take_down(name: str, folder: Path, keep_data: bool) -> bool:
     if keeper is not None:
         keeper.end(KEEPER_SECONDS)
     processes = running(plan)
-    for kind in ("agent-", "holder-", "master-", "etcd"):
+    for kind in ("agent-", "holder-", "registry", "master-", "etcd"):
         chosen = [p for n, p in processes.items() if n.startswith(kind)]
         for process in chosen:
             process.send(signal.SIGKILL if kind == "holder-" else signal.SIGTERM)

@@ -23,6 +23,7 @@ SEGMENTS = IPv4Network("10.89.0.0/16")  # one /24 of it per cluster, the first t
 POD_RANGE = "10.244.0.0/16"
 MOST_NODES = 200
 PODS_PER_NODE = 250  # a node has a /24 of addresses for them
+REGISTRY_PORT = 5000  # everybody's habit; another one when it is taken
 MIB = 1 << 20
 
 
@@ -59,6 +60,8 @@ class ClusterPlan:
     heartbeat_ms: int = 0  # 0: the master's own choice
     node_disk_bytes: int = 0  # each node's own disk; 0: they share the host's
     registries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as the agents' configuration has them
+    registry: str = ""  # the binary of docker's registry, which then runs beside the nodes
+    registry_port: int = 0  # on the gateway's address
 
     @property
     def folder(self) -> Path:
@@ -85,6 +88,20 @@ class ClusterPlan:
     @property
     def cgroup(self) -> str:
         return f"shoal-{self.name}"
+
+    @property
+    def registry_address(self) -> str:
+        """host:port, as the nodes reach it."""
+        return f"{self.gateway}:{self.registry_port}"
+
+    def agent_registries(self) -> dict[str, dict[str, Any]]:
+        """The agents' `registries`: the cluster's own, if it has one, is asked first for docker.io's images."""
+        table = {name: dict(one) for name, one in self.registries.items()}
+        if self.registry:
+            hub = table.setdefault("docker.io", {})
+            hub["mirrors"] = [f"http://{self.registry_address}", *hub.get("mirrors", [])]
+            table.setdefault(self.registry_address, {})["insecure"] = True
+        return table
 
     def node_folder(self, node: str) -> Path:
         return self.folder / "nodes" / node
@@ -178,7 +195,7 @@ class Host:
     memory_bytes: int
     storage_bytes: int
     routes: Collection[IPv4Network]
-    free_port: Callable[[], int]
+    free_port: Callable[..., int]  # the one that is given, when it is free
 
 
 def new_plan(
@@ -191,8 +208,9 @@ def new_plan(
     heartbeat_ms: int = 0,
     node_disk_bytes: int = 0,
     registries: Mapping[str, Mapping[str, Any]] | None = None,
+    registry: str = "",
 ) -> ClusterPlan:
-    """A cluster from scratch. Raises Refusal."""
+    """A cluster from scratch. `registry`: the binary, for one with a registry of its own. Raises Refusal."""
     check_name(name)
     if not 1 <= nodes <= MOST_NODES:
         raise Refusal(f"--nodes {nodes}: a development cluster has 1 to {MOST_NODES} nodes")
@@ -218,4 +236,6 @@ def new_plan(
         heartbeat_ms=heartbeat_ms,
         node_disk_bytes=node_disk_bytes,
         registries=seen_from_nodes(registries or {}, gateway),
+        registry=registry,
+        registry_port=host.free_port(REGISTRY_PORT) if registry else 0,
     )

@@ -37,6 +37,10 @@ def etcd(plan: ClusterPlan) -> list[str]:
     ]
 
 
+def registry(plan: ClusterPlan) -> list[str]:
+    return [plan.registry, "serve", str(plan.folder / "registry.yaml")]
+
+
 def master(plan: ClusterPlan, index: int) -> list[str]:
     return [sys.executable, "-m", "shoal.master.main", "--config", str(plan.folder / f"master-{index}.yaml")]
 

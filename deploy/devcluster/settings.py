@@ -13,7 +13,7 @@ from shoal.deploy.devcluster.plan import ClusterPlan, NodePlan
 
 
 def write_all(plan: ClusterPlan) -> None:
-    """Certificates and configurations of etcd, masters, agents and the command. Raises CertificateError, OSError."""
+    """What etcd, masters, agents, a registry and the command read. Raises CertificateError, OSError."""
     etcd = Authority.ensure(plan.etcd_certs, f"{plan.name} etcd")
     etcd.issue("etcd", "etcd", ["127.0.0.1"])
     etcd.issue("etcd-client", "master")
@@ -22,6 +22,8 @@ def write_all(plan: ClusterPlan) -> None:
     for index in range(len(plan.master_ports)):
         cluster.issue("master", f"master-{index}", ["127.0.0.1", plan.gateway])
         _write(plan.folder / f"master-{index}.yaml", master(plan, index))
+    if plan.registry:
+        _write(plan.folder / "registry.yaml", registry(plan))
     for node in plan.nodes:
         cluster.issue("node", node.name)
         _write(plan.node_folder(node.name) / "agent.yaml", agent(plan, node))
@@ -73,9 +75,19 @@ def agent(plan: ClusterPlan, node: NodePlan) -> dict[str, Any]:
             "ephemeral-storage": str(node.storage_bytes),
         },
     }
-    if plan.registries:
-        settings["registries"] = {name: dict(table) for name, table in plan.registries.items()}
+    if registries := plan.agent_registries():
+        settings["registries"] = registries
     return settings
+
+
+def registry(plan: ClusterPlan) -> dict[str, Any]:
+    """The configuration of docker's registry: on the cluster's own segment only, for everybody there."""
+    return {
+        "version": "0.1",
+        "log": {"level": "warn", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(plan.folder / "registry")}, "delete": {"enabled": True}},
+        "http": {"addr": plan.registry_address},
+    }
 
 
 def _write(path: Path, settings: dict[str, Any]) -> None:

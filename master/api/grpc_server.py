@@ -85,6 +85,8 @@ METHODS = (
     Method("Top", "top", c.TopRequest, c.TopResponse),
     Method("LoadImage", "load_image", c.LoadImageRequest, c.LoadImageResponse, streams_in=True, streams_out=True),
     Method("RemoveImage", "remove_image", c.RemoveImageRequest, c.LoadImageResponse, streams_out=True),
+    Method("Image", "image", c.ImageRequest, c.LoadImageResponse, streams_out=True),
+    Method("SaveImage", "save_image", c.SaveImageRequest, s.TunnelFrame, streams_out=True),
     Method("Version", "version", c.VersionRequest, c.VersionResponse),
 )
 

@@ -1,4 +1,4 @@
-"""Images to the nodes: one archive streamed from the client to every chosen node at once.
+"""Images on the nodes: what is asked goes to every chosen node at once, an archive as a stream from the client.
 
 The slowest node sets the pace, as each holds a few frames only; one that takes nothing for a minute is given up, and
 so is one that fails: the others go on.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from shoal.master.api.faults import Invalid
 from shoal.master.api.streams import FRAME_BYTES, Nodes, Pipe, frames_of
-from shoal.master.model import Fault, View
+from shoal.master.model import Fault, NotFound, Unavailable, View
 from shoal.master.ports import StreamClosed
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
@@ -22,6 +23,13 @@ FRAMES_AHEAD = 16  # per node: 1 MiB
 STALL_SECONDS = 60.0
 POD_UID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b(?:/[a-z0-9-]+)?")  # and its container
 LINES_AHEAD = 1000  # of progress, that the client has not taken yet
+MAX_JSON_BYTES = 4 << 20  # what one node may answer
+MAX_FIELD = 4096  # characters of names and credentials
+MAX_NAMES = 100  # that one archive is made of
+PROBE_SECONDS = 5.0  # for a node to say whether it has an image
+PROBES_AT_ONCE = 100
+NOT_FOUND = "NotFound:"  # begins what an agent says of an image that it has not
+ON_ONE = ("push", "inspect", "login")  # what one node answers for all
 
 
 class Carrier:
@@ -32,6 +40,7 @@ class Carrier:
         self.done = asyncio.Event()
         self._say = say
         self._frames: asyncio.Queue[s.TunnelFrame | None] = asyncio.Queue(FRAMES_AHEAD)
+        self._json = b""
 
     async def put(self, frame: s.TunnelFrame | None) -> None:
         """Waits for room; None: no more will come. A node that is done takes anything."""
@@ -79,10 +88,16 @@ class Carrier:
         which = frame.WhichOneof("frame")
         if which == "progress":
             self._say(c.LoadImageResponse(node=self.node, progress=frame.progress))
+        elif which == "data":
+            self._json += frame.data
+            if len(self._json) > MAX_JSON_BYTES:
+                raise Unavailable(f"node {self.node} answered with more than {MAX_JSON_BYTES} bytes")
         elif which == "end":
             error = frame.end.error or (f"failed with {frame.end.exit_code}" if frame.end.exit_code else "")
-            last = c.LoadImageResponse(node=self.node, done=True, error=error, images=frame.end.images)
-            self._finish(last)
+            said = self._json.decode(errors="replace")
+            self._finish(
+                c.LoadImageResponse(node=self.node, done=True, error=error, images=frame.end.images, json=said)
+            )
 
     async def _send(self, tunnel: Pipe) -> None:
         try:
@@ -116,6 +131,82 @@ class Images:
         async for line in self._each(chosen, s.Open(image_remove=s.ImageRemoveOpen(name=request.name)), None):
             line.error = POD_UID.sub(self._named, line.error)
             yield line
+
+    async def image(self, request: c.ImageRequest) -> AsyncIterator[c.LoadImageResponse]:
+        """One operation on each of the nodes; those of ON_ONE on the first that can. Raises Fault."""
+        which = request.WhichOneof("operation")
+        if which is None:
+            raise Invalid("the request says nothing that is to be done with images")
+        operation = getattr(request, which)
+        _check(operation)
+        if which not in ON_ONE:
+            chosen = self._choose(request.nodes)
+        elif which == "login":
+            chosen = self._choose(request.nodes)[:1]
+        else:
+            chosen = [await self._having([operation.name], request.nodes)]
+        opened = s.Open(**{"login" if which == "login" else f"image_{which}": operation})
+        async for line in self._each(chosen, opened, None):
+            line.error = POD_UID.sub(self._named, line.error)
+            yield line
+
+    async def save(self, request: c.SaveImageRequest) -> AsyncIterator[s.TunnelFrame]:
+        """An archive from one node that has all the images. Raises Fault."""
+        if not 0 < len(request.names) <= MAX_NAMES:
+            raise Invalid(f"one archive is made of 1 to {MAX_NAMES} images, not {len(request.names)}")
+        opened = s.ImageSaveOpen(names=request.names)
+        _check(opened)
+        node = await self._having(request.names, [request.node] if request.node else [])
+        tunnel = await self._nodes.open(node, s.Open(image_save=opened))
+        try:
+            async for frame in frames_of(tunnel, node):
+                yield frame
+        finally:
+            tunnel.close()
+
+    async def _having(self, names: Sequence[str], wanted: Sequence[str]) -> str:
+        """The first of the nodes (of all ready ones) that has all the images. What a node last said of its images may
+        be out of date, or cut short: they are asked. Raises NotFound, Invalid."""
+        chosen = self._choose(wanted)
+        if len(chosen) == 1:
+            return chosen[0]  # it says itself what it has not
+        gate, why = asyncio.Semaphore(PROBES_AT_ONCE), ""
+
+        async def lacks(node: str) -> str:
+            async with gate:
+                answers = [await self._probe(node, name) for name in names]
+            return next(filter(None, answers), "")
+
+        asked = [asyncio.ensure_future(lacks(node)) for node in chosen]
+        try:
+            for node, answer in zip(chosen, asked, strict=True):
+                said = await answer
+                if not said:
+                    return node
+                if not why or why.startswith(NOT_FOUND):
+                    why = said
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        both = "has" if len(names) == 1 else "has all of"
+        why = "`shoal image ls` shows what is where" if why.startswith(NOT_FOUND) else why
+        raise NotFound(f"no ready node {both} {', '.join(names)}: {why}")
+
+    async def _probe(self, node: str, name: str) -> str:
+        """Why the node cannot give the image; "" when it can."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                tunnel = await self._nodes.open(node, s.Open(image_inspect=s.ImageInspectOpen(name=name)))
+                try:
+                    async for frame in frames_of(tunnel, node):
+                        if frame.WhichOneof("frame") == "end":
+                            return frame.end.error
+                finally:
+                    tunnel.close()
+        except (Fault, TimeoutError) as fault:
+            return str(fault) or f"node {node} does not answer"
+        return ""
 
     def _named(self, match: re.Match[str]) -> str:
         """A node knows its pods by uid; people know them by name."""
@@ -170,6 +261,20 @@ async def _feed(carriers: Sequence[Carrier], data: AsyncIterator[c.LoadImageRequ
             carrier.fail(f"the client broke off: {type(error).__name__}")
         return
     await asyncio.gather(*(carrier.put(None) for carrier in carriers))
+
+
+def _check(operation: Any) -> None:
+    """Names must be there and of a bearable length, credentials too. Raises Invalid, which repeats no password."""
+    for field in operation.DESCRIPTOR.fields:
+        value = getattr(operation, field.name)
+        if isinstance(value, str):
+            if not value and field.name != "password":
+                raise Invalid(f"the {field.name} is missing")
+            if len(value) > MAX_FIELD:
+                raise Invalid(f"the {field.name} has {len(value)} characters: at most {MAX_FIELD} are taken")
+        elif field.message_type is not None and field.message_type.name == "RegistryCredential":
+            for one in [value] if operation.DESCRIPTOR.name == "LoginOpen" else value:
+                _check(one)
 
 
 def _ready(node: o.Node) -> bool:

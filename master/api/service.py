@@ -79,5 +79,11 @@ class ClusterService:
     def remove_image(self, request: c.RemoveImageRequest) -> AsyncIterator[c.LoadImageResponse]:
         return self._images.remove(request)
 
+    def image(self, request: c.ImageRequest) -> AsyncIterator[c.LoadImageResponse]:
+        return self._images.image(request)
+
+    def save_image(self, request: c.SaveImageRequest) -> AsyncIterator[s.TunnelFrame]:
+        return self._images.save(request)
+
     async def version(self, request: c.VersionRequest) -> c.VersionResponse:
         return self._version()

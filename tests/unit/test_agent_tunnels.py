@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import tarfile
 
 import pytest
 
+from shoal.agent.images.port import Image
 from shoal.agent.runtime.port import ContainerID
-from shoal.agent.tunnels import FRAME_BYTES, MAX_TUNNELS
+from shoal.agent.tunnel_streams import FRAME_BYTES
+from shoal.agent.tunnels import MAX_TUNNELS
 from shoal.proto.v1 import session_pb2 as s
 from tests.agent_world import Pipe, World, scenario, until
 from tests.agents import UID, make_pod
@@ -302,6 +307,101 @@ async def test_a_broken_archive_is_refused_and_a_cut_stream_loads_nothing(world:
         _, end = await answer(tunnel)
         assert "broke off" in end.error
         assert len(await world.images.list()) == 1
+
+
+@scenario
+async def test_an_image_is_pulled_with_the_credentials_that_came(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        world.images.publish("reg.example/web:1", size=7)
+        world.images.passwords["reg.example"] = ("anna", "fish")
+        _, end = await answer(await ask(world, pipe, image_pull=s.ImagePullOpen(name="reg.example/web:1")))
+        assert end.exit_code == 1 and end.error.startswith("Unauthorized: reg.example refuses")
+        right = s.RegistryCredential(registry="reg.example", username="anna", password="fish")
+        request = s.ImagePullOpen(name="reg.example/web:1", credentials=[right])
+        tunnel = await ask(world, pipe, image_pull=request)
+        data, end = await answer(tunnel)
+        found = await world.images.find("reg.example/web:1")
+        assert found is not None and json.loads(data) == {"digest": found.digest, "size": 7}
+        assert list(end.images) == ["reg.example/web:1"] and tunnel.of("progress") == ["unpacked layer 1 of 1"]
+        await until(lambda: any("web:1" in name for n in pipe.of("node") for i in n.images for name in i.names))
+
+
+@scenario
+async def test_a_pull_ends_when_the_person_goes(world: World) -> None:
+    async with world.running() as agent:
+        pipe = await begin(world)
+        began, gone = asyncio.Event(), asyncio.Event()
+
+        async def endless(*_: object) -> Image:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                gone.set()
+            raise AssertionError
+
+        world.images.pull = endless  # type: ignore[method-assign,assignment]
+        tunnel = await ask(world, pipe, image_pull=s.ImagePullOpen(name="a:1"))
+        await began.wait()
+        tunnel.cut()
+        await gone.wait()
+        await until(lambda: agent.tunnels.count == 0)
+
+
+@scenario
+async def test_images_are_tagged_pushed_inspected_and_pruned(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        image = world.images.add("spare:1", size=9)
+        request = s.ImageTagOpen(source="spare:1", target="reg.example/spare:2")
+        _, end = await answer(await ask(world, pipe, image_tag=request))
+        assert end.error == "" and await world.images.find("reg.example/spare:2") is not None
+        data, end = await answer(await ask(world, pipe, image_push=s.ImagePushOpen(name="reg.example/spare:2")))
+        assert json.loads(data) == {"digest": image.digest} and "reg.example/spare:2" in world.images.remote
+        data, _ = await answer(await ask(world, pipe, image_inspect=s.ImageInspectOpen(name="spare:1")))
+        assert json.loads(data)["names"] == ["docker.io/library/spare:1", "reg.example/spare:2"]
+        for dry_run in (True, False):
+            assert await world.images.find("spare:1") is not None
+            request_ = s.ImagePruneOpen(all=True, dry_run=dry_run)
+            data, _ = await answer(await ask(world, pipe, image_prune=request_))
+            assert json.loads(data)["freed"] == 9
+        assert await world.images.find("spare:1") is None and await world.images.find("app:1") is not None
+
+
+@scenario
+async def test_images_are_saved_as_they_were_loaded(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        tunnel = await ask(world, pipe, image_load=s.ImageLoadOpen())
+        for start in range(0, len(small(name="extra:1")), FRAME_BYTES):
+            tunnel.put(s.TunnelFrame(data=small(name="extra:1")[start : start + FRAME_BYTES]))
+        tunnel.put(s.TunnelFrame(close_input=True))
+        await answer(tunnel)
+        data, end = await answer(await ask(world, pipe, image_save=s.ImageSaveOpen(names=["extra:1"])))
+        assert end.error == ""
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            assert json.load(archive.extractfile("manifest.json"))[0]["RepoTags"] == [  # type: ignore[arg-type]
+                "docker.io/library/extra:1"
+            ]
+        for names, why in ((["nosuch:1"], "NotFound"), ([], "1 to 100 images"), (["a"] * 101, "not 101")):
+            _, end = await answer(await ask(world, pipe, image_save=s.ImageSaveOpen(names=names)))
+            assert why in end.error
+
+
+@scenario
+async def test_a_login_is_tried_and_its_password_is_never_repeated(world: World) -> None:
+    async with world.running():
+        pipe = await begin(world)
+        world.images.passwords["reg.example"] = ("anna", "fish")
+        for credential, why in (
+            (s.RegistryCredential(registry="reg.example", username="anna", password="fish"), ""),
+            (s.RegistryCredential(registry="reg.example", username="anna", password="wrong"), "Unauthorized"),
+            (s.RegistryCredential(registry="reg.example", username="anna", password="wrong" * 999), "4096"),
+            (s.RegistryCredential(username="anna", password="wrong"), "needs a registry"),
+        ):
+            _, end = await answer(await ask(world, pipe, login=s.LoginOpen(credential=credential)))
+            assert why in end.error and bool(why) == bool(end.error) and "wrong" not in end.error
 
 
 @scenario

@@ -71,6 +71,15 @@ def test_bad_objects(words: list[str], why: str) -> None:
         (["events", "--for", "web"], 2, "write KIND/NAME"),
         (["get", "pods"], 1, "no cluster is configured"),
         (["config", "use-context", "x"], 1, "no cluster is configured"),
+        (["image", "pull"], 2, "Missing argument"),
+        (["image", "ls", "-q", "-o", "json"], 2, "exclude each other"),
+        (["image", "prune"], 2, "say -y, or --dry-run"),
+        (["image", "load", "/nowhere.tar"], 1, "/nowhere.tar: No such file"),
+        (["login", "a.example", "-u", "anna", "-p", "fish"], 2, "--password-stdin"),
+        (["login", "a.example"], 2, "there is no terminal to ask at"),
+        (["login", "a.example", "--password-stdin"], 2, "needs -u"),
+        (["login", "a b"], 1, "is not a registry"),
+        (["logout", "a.example"], 1, "there is no login at a.example"),
     ],
 )
 def test_exit_codes(
@@ -82,6 +91,7 @@ def test_exit_codes(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("SHOAL_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     assert run(line) == code
     assert said in capsys.readouterr().err
 

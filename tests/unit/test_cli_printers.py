@@ -6,7 +6,7 @@ from shoal.deploy.cli.options import DURATION
 from shoal.deploy.cli.printers import status, text
 from shoal.deploy.cli.printers.details import describe
 from shoal.deploy.cli.printers.happenings import derived, with_derived
-from shoal.deploy.cli.printers.images import image_rows
+from shoal.deploy.cli.printers.images import Found, found_images, row
 from shoal.deploy.cli.printers.tables import COLUMNS, headings, row_of
 from shoal.deploy.cli.printers.whole import sort_value, whole_text
 from shoal.proto.kinds import CLASSES
@@ -272,10 +272,19 @@ def test_images() -> None:
         node.metadata.name = f"n{index}"
         digest = f"sha256:{'ab' * 32}"
         node.status.images.add(names=[*["nginx:1", "nginx:latest"][: index + 1], digest], sizeBytes=10**6)
-    assert image_rows(nodes) == [
+    found = found_images(nodes)
+    assert [row(image, 2) for image in found] == [
         ["nginx:1", "abababababab", "1MB", "all 2"],
         ["nginx:latest", "abababababab", "1MB", "n1"],
     ]
+    assert row(found[0], 2, wide=True)[1] == digest
+    assert found[1].document() == {"name": "nginx:latest", "digest": digest, "sizeBytes": 10**6, "nodes": ["n1"]}
+
+
+def test_an_image_on_many_nodes_stays_on_one_line() -> None:
+    image = Found("web:1", "", 10**6, tuple(f"n{number}" for number in range(6)))
+    assert row(image, 9) == ["web:1", "<none>", "1MB", "n0,n1,n2 and 3 more"]
+    assert row(image, 9, wide=True)[3] == "n0,n1,n2,n3,n4,n5" and row(image, 6)[3] == "all 6"
 
 
 def test_one_name_for_two_images_has_two_rows() -> None:
@@ -283,7 +292,7 @@ def test_one_name_for_two_images_has_two_rows() -> None:
     for index, node in enumerate(nodes):
         node.metadata.name = f"n{index}"
         node.status.images.add(names=["web:1", f"sha256:{index}{'0' * 63}"], sizeBytes=10**6)
-    assert [row[1][0] + row[3] for row in image_rows(nodes)] == ["0n0", "1n1"]
+    assert [line[1][0] + line[3] for line in (row(image, 2) for image in found_images(nodes))] == ["0n0", "1n1"]
 
 
 def test_one_object_is_itself_and_several_are_a_list() -> None:

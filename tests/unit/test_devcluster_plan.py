@@ -11,7 +11,7 @@ from shoal.deploy.devcluster.leftovers import without_clusters
 from shoal.deploy.devcluster.plan import MIB, ClusterPlan, Host, Refusal, link_hash, load, new_plan, registry_settings
 from shoal.deploy.devcluster.settings import agent
 
-HOST = Host(cpus=2, memory_bytes=8 << 30, storage_bytes=90 << 30, routes=(), free_port=lambda: 1)
+HOST = Host(cpus=2, memory_bytes=8 << 30, storage_bytes=90 << 30, routes=(), free_port=lambda wanted=1: wanted)
 
 
 def plan(folder: Path, disk: int = 0) -> ClusterPlan:
