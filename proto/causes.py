@@ -101,7 +101,10 @@ def _memory(death: o.Death) -> str:
     kills = max(death.resources.oomKills, 1)
     who = "it" if death.signal == signal.SIGKILL and kills == 1 else f"{kills} process{'es' * (kills > 1)} of it"
     text = f"the kernel killed {who} for memory: "
-    if limit:
+    if not (limit or used):
+        text += "it used more than its limit, or than its pod or node had"
+        text += "; raise resources.limits.memory, or make it use less"
+    elif limit:
         text += f"it used {of_bytes(used)} of its limit of {of_bytes(limit)}" if used else f"limit {of_bytes(limit)}"
         text += "; raise resources.limits.memory, or make it use less"
     else:

@@ -35,7 +35,9 @@ def command(session: Session, what: tuple[str, ...], selector: str) -> int:
             if not first:
                 print("\n")
             first = False
-            print("\n".join(describe(obj, time.time(), _events(session, obj), _pods(session, obj))))
+            print(
+                "\n".join(describe(obj, time.time(), _events(session, obj), _pods(session, obj), _deaths(session, obj)))
+            )
     if first and code == OK:
         print("No resources found.", file=sys.stderr)
     return code
@@ -67,6 +69,15 @@ def _events(session: Session, obj: Any) -> list[Any]:
     stored: list[Any] = list(session.client.list_objects("Event", obj.metadata.namespace, fields=fields).objects)
     own = [e for e in stored if e.involvedObject.uid in ("", obj.metadata.uid)]
     return with_derived(own, [obj] if obj.kind == "Pod" else [])
+
+
+def _deaths(session: Session, obj: Any) -> list[Any]:
+    """What is kept of a pod's failed runs."""
+    if obj.kind != "Pod":
+        return []
+    return list(
+        session.client.list_objects("Death", obj.metadata.namespace, fields=f"pod.uid={obj.metadata.uid}").objects
+    )
 
 
 def _pods(session: Session, obj: Any) -> list[Any]:

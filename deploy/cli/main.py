@@ -23,6 +23,7 @@ VERBS = {
     "apply": "Make the cluster hold what manifests say.",
     "get": "List objects, or show some.",
     "describe": "Show objects in detail, with their events.",
+    "why": "Tell why something waits, restarts or has died.",
     "delete": "Delete objects.",
     "scale": "Set the number of replicas.",
     "logs": "Show what containers have written.",

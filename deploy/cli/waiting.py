@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from shoal.deploy.cli.failures import FAILED, OK, TIMED_OUT
 from shoal.deploy.cli.follow import Identity, follow, identity
 from shoal.deploy.cli.naming import shown
-from shoal.deploy.cli.printers.status import ready_state, why_not_ready
+from shoal.deploy.cli.printers.reasons import why_not_ready
+from shoal.deploy.cli.printers.status import ready_state
 from shoal.deploy.cli.printers.text import age, clean
 from shoal.proto.kinds import Object
 from shoal.proto.v1 import objects_pb2 as o
@@ -97,6 +98,9 @@ def _explain(keys: Collection[Identity], state: dict[Identity, Object], what: st
         print(f"error: {shown(key[0], key[2])} {what}: {clean(how)}", file=sys.stderr)
         for pod in _pods_behind(obj, state)[:MOST_REASONS]:
             print(f"  pod/{pod.metadata.name}: {clean(why_not_ready(pod))}", file=sys.stderr)
+            if any(c.restartCount or c.state.HasField("terminated") for c in pod.status.containerStatuses):
+                where = f" -n {pod.metadata.namespace}"
+                print(f"  more: shoal why{where} pod/{pod.metadata.name}", file=sys.stderr)
 
 
 def _pods_behind(obj: Object | None, state: dict[Identity, Object]) -> list[o.Pod]:

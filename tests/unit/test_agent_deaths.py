@@ -18,7 +18,6 @@ from shoal.agent.pods.healthy import (
     best,
     better,
     changes,
-    different,
     from_bytes,
     to_bytes,
     workload_key,
@@ -26,6 +25,7 @@ from shoal.agent.pods.healthy import (
 from shoal.agent.pods.probing import Probed, Verdict
 from shoal.agent.runtime.port import ContainerID, Exit, Resources
 from shoal.proto import names
+from shoal.proto.differences import different
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 from tests.agent_world import World, kill, until

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.deploy.cli.printers.status import pod_status, restarts, why_not_ready
+from shoal.deploy.cli.printers.reasons import why_not_ready
+from shoal.deploy.cli.printers.status import pod_status, restarts
 from shoal.proto.v1 import objects_pb2 as o
 
 
@@ -61,4 +62,4 @@ def test_a_sidecar_that_is_started_again_leaves_the_pod_its_own_word() -> None:
 
 def test_why_a_pod_is_not_ready_names_the_init_container_and_not_those_that_wait_for_it() -> None:
     why = why_not_ready(made(ended(0, "Completed"), waiting("ErrImagePull", "no route")))
-    assert why == "container i1: ErrImagePull: no route"
+    assert why == "init container i1: ErrImagePull: no route"

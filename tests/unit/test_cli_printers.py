@@ -3,7 +3,7 @@
 import pytest
 
 from shoal.deploy.cli.options import DURATION
-from shoal.deploy.cli.printers import status, text
+from shoal.deploy.cli.printers import reasons, status, text
 from shoal.deploy.cli.printers.details import describe
 from shoal.deploy.cli.printers.happenings import derived, with_derived
 from shoal.deploy.cli.printers.images import Found, found_images, row
@@ -223,10 +223,12 @@ def test_readiness_of_deployments() -> None:
 def test_why_a_pod_is_not_ready() -> None:
     unplaced = pod(conditions=[o.Condition(type="PodScheduled", status="False", message="0/3 nodes are available")])
     unplaced.spec.nodeName = ""
-    assert status.why_not_ready(unplaced) == "0/3 nodes are available"
+    assert reasons.why_not_ready(unplaced) == "0/3 nodes are available"
     waiting = pod(containerStatuses=[container(state=WAITING, lastState=KILLED)])
-    assert status.why_not_ready(waiting) == (
-        "container nginx: ErrImageNeverPull: node has no image nginx; its last run ended with OOMKilled 137"
+    assert reasons.why_not_ready(waiting) == (
+        "container nginx: ErrImageNeverPull: node has no image nginx; container nginx: LastRun: its last run: "
+        "OOMKilled: the kernel killed it for memory: it used more than its limit, or than its pod or node had; raise "
+        "resources.limits.memory, or make it use less"
     )
 
 

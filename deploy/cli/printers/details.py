@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from shoal.deploy.cli.printers import status, storage
+from shoal.deploy.cli.printers.reasons import why_not_ready
 from shoal.deploy.cli.printers.tables import event_time
 from shoal.deploy.cli.printers.text import NONE, age, clean, size, table
 from shoal.proto import quantity
@@ -18,9 +19,13 @@ MOST_VALUE = 2000  # characters of a ConfigMap's value
 Lines = Iterable[str]
 
 
-def describe(obj: Any, now: float, events: Sequence[o.Event], pods: Sequence[o.Pod] = ()) -> list[str]:
-    """The lines that describe an object; `pods` are those on it when it is a node."""
+def describe(
+    obj: Any, now: float, events: Sequence[o.Event], pods: Sequence[o.Pod] = (), deaths: Sequence[o.Death] = ()
+) -> list[str]:
+    """The lines that describe an object; `pods` are those on it when it is a node, `deaths` those of a pod."""
     lines = [*_head(obj), *_BODIES[obj.kind](obj, now)]
+    if obj.kind == "Pod":
+        lines += _last_death(obj, deaths, now)
     if obj.kind == "Node":
         lines += _node_pods(obj, pods)
     if obj.kind != "Event":
@@ -79,7 +84,7 @@ def _pod(pod: o.Pod, now: float) -> Lines:
         yield _line("Message", s.message)
     yield _line("IP", s.podIP or NONE)
     if not status.ready_state(pod)[0]:
-        yield _line("Not Ready", status.why_not_ready(pod))
+        yield _line("Not Ready", why_not_ready(pod))
     yield "Containers:"
     known = {c.name: c for c in s.containerStatuses}
     for container in pod.spec.containers:
@@ -90,6 +95,13 @@ def _pod(pod: o.Pod, now: float) -> Lines:
     yield _line("Grace Period", f"{pod.spec.terminationGracePeriodSeconds}s")
     yield from _several("Node-Selectors", pod.spec.nodeSelector)
     yield from _tolerations(pod.spec)
+
+
+def _last_death(pod: o.Pod, deaths: Sequence[o.Death], now: float) -> Lines:
+    if deaths:
+        last = max(deaths, key=lambda death: (death.finishedAt.seconds, death.attempt))
+        yield _line("Deaths", f"{len(deaths)} kept, see: shoal why pod/{pod.metadata.name}")
+        yield _line("Last Death", f"container {last.container}, {age(now - last.finishedAt.seconds)} ago: {last.cause}")
 
 
 def _container(container: o.Container, found: o.ContainerStatus | None, now: float) -> Lines:

@@ -76,33 +76,6 @@ def restarts(pod: o.Pod) -> tuple[int, int]:
     return sum(c.restartCount for c in counted), last
 
 
-def why_not_ready(pod: o.Pod) -> str:
-    """Why a pod is not ready, as far as its status says."""
-    scheduled = condition(pod.status.conditions, "PodScheduled")
-    if not pod.spec.nodeName:
-        return (scheduled.message if scheduled is not None else "") or "it has not been placed on a node yet"
-    reasons = []
-    for container in (*pod.status.initContainerStatuses, *pod.status.containerStatuses):
-        state = container.state
-        if state.waiting.reason == "PodInitializing" or (
-            state.HasField("terminated") and not state.terminated.exitCode
-        ):
-            continue  # it waits for another, or has done its work
-        said: Any = state.waiting if state.HasField("waiting") else state.terminated
-        if state.HasField("waiting") or state.HasField("terminated"):
-            detail = f": {said.message}" if said.message else ""
-            reasons.append(f"container {container.name}: {said.reason or 'waiting'}{detail}")
-            ended = container.lastState.terminated
-            if container.lastState.HasField("terminated"):
-                reasons.append(f"its last run ended with {ended.reason or 'code'} {ended.exitCode}")
-    if reasons:
-        return "; ".join(reasons)
-    ready = condition(pod.status.conditions, "Ready")
-    if ready is not None and ready.message:
-        return ready.message
-    return pod.status.message or pod.status.reason or f"its node {pod.spec.nodeName} has not reported it as ready yet"
-
-
 def node_status(node: o.Node) -> str:
     """kubectl's STATUS column."""
     ready = condition(node.status.conditions, "Ready")
