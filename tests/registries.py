@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import datetime
 import json
 import os
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,16 +233,37 @@ def refusal(status: int, code: str, message: str, **headers: str) -> web.Respons
 
 
 @contextlib.asynccontextmanager
-async def serving(odd: Odd) -> AsyncIterator[Odd]:
+async def serving(odd: Odd, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Odd]:
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/{path:.*}", odd.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, host, port)
     await site.start()
     assert site._server is not None
-    odd.address = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+    odd.address = f"{host}:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
     try:
         yield odd
     finally:
         await runner.cleanup()
+
+
+@contextlib.contextmanager
+def serving_apart(odd: Odd, host: str, port: int) -> Iterator[Odd]:
+    """As `serving`, in a thread of its own: for tests that wait for commands meanwhile."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="odd registry")
+    thread.start()
+
+    def run(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(START_S)
+
+    held = contextlib.AsyncExitStack()
+    try:
+        run(held.enter_async_context(serving(odd, host, port)))
+        yield odd
+    finally:
+        run(held.aclose())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(START_S)
+        loop.close()

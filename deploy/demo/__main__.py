@@ -84,14 +84,6 @@ def fill_registry(name: str) -> None:
         print(f"pushed {', '.join(push(archive, plan.registry_address))} to {plan.registry_address}")
 
 
-def show_pulls() -> None:
-    """What the nodes say of each image that they pulled; nothing when they had them already."""
-    events = json.loads(shoal("get", "events", "-o", "json", quiet=True))["items"]
-    for event in sorted(events, key=lambda one: str(one["message"])):
-        if event["reason"] == "Pulled" and event["message"].startswith("Successfully pulled"):
-            print(f"{event['source']['host']}: {event['message']}")
-
-
 def use_it() -> None:
     """The page of one pod is fetched from another node, and redis answers a pod on another node."""
     toolboxes, webs = pods("app=toolbox"), pods("app=guestbook,tier=frontend")
@@ -124,7 +116,7 @@ def up(options: argparse.Namespace) -> None:
         "--timeout",
         WAIT,
     )
-    show_pulls()
+    shoal("image", "ls")
     say("4. Packets between pods on different nodes")
     use_it()
     say("5. What is where")

@@ -108,13 +108,13 @@ class Shoal:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Shoal]:
-    """Two nodes with the image base:1, taken down at the end."""
+def cluster(folder: Path, *flags: str, name: str = NAME) -> Iterator[Shoal]:
+    """Two nodes with the image base:1, taken down at the end; `flags` are of `up`."""
     shoal = Shoal(folder / "config", folder)
     data = str(folder / "data")
     try:
-        shoal("up", "--name", NAME, "--nodes", "2", "--data", data, "--timeout", "60s")
+        shoal("up", "--name", name, "--nodes", "2", "--data", data, "--timeout", "60s", *flags)
         shoal("image", "load", shoal.file(busybox("base:1"), "base.tar"))
         yield shoal
     finally:
-        shoal("down", "--name", NAME, "--data", data)
+        shoal("down", "--name", name, "--data", data)
