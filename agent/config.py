@@ -8,8 +8,6 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shoal.agent.images import settings as registries
 from shoal.agent.images.settings import Registry
 from shoal.agent.machine import Capacity
@@ -17,6 +15,7 @@ from shoal.agent.machines import DEFAULT_PODS, Overrides
 from shoal.agent.node import Reserved
 from shoal.proto import quantity
 from shoal.proto.logs import FORMATS
+from shoal.proto.settings_file import SettingsFileError, read_settings
 
 DEFAULT_DATA = "/var/lib/shoal"
 DEFAULT_RUN = "/run/shoal"
@@ -93,14 +92,9 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
     settings: dict[str, Any] = {}
     if path is not None:
         try:
-            read = yaml.safe_load(path.read_text())
-        except OSError as fault:
-            raise ConfigError(f"{path} cannot be read: {fault.strerror or fault}") from fault
-        except (yaml.YAMLError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"{path} is not YAML: {fault}") from fault
-        if not isinstance(read, dict):
-            raise ConfigError(f"{path} must hold a mapping such as `node: n1`")
-        settings.update(read)
+            settings = read_settings(path)
+        except SettingsFileError as fault:
+            raise ConfigError(str(fault)) from fault
     settings.update({name: value for name, value in flags.items() if value not in (None, [], {})})
     return check(settings, str(path or "flags"))
 

@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shoal.master.dispatcher.nodes import Ranges
 from shoal.proto.errors import nearest
 from shoal.proto.logs import FORMATS
+from shoal.proto.settings_file import SettingsFileError, read_settings
 
 LISTS = ("listen", "http", "etcd_endpoints")
 TEXTS = (
     "name", "advertise", "ca", "certificate", "key", "etcd_ca", "etcd_certificate", "etcd_key", "cluster_cidr",
     "log_format",
 )  # fmt: skip
-NUMBERS = ("heartbeat_ms",)
+NUMBERS = {"heartbeat_ms": 50, "deaths_kept_hours": 1}  # and the least that each may be
 REQUIRED = ("name", "listen", "advertise", "ca", "certificate", "key", "etcd_endpoints")
-LEAST_HEARTBEAT_MS = 50
 DEFAULT_CIDR = "10.244.0.0/16"
 HELP = {
     "name": "this master's name, for logs and metrics",
@@ -37,6 +35,7 @@ HELP = {
     "etcd_key": "file with its key",
     "cluster_cidr": "addresses of all pods; each node gets a /24 of it: a /16 is enough for 256 nodes, a /11 for 8,192",
     "heartbeat_ms": "the least period of agents' heartbeats, in milliseconds",
+    "deaths_kept_hours": "for how long death certificates are kept, in hours",
     "log_format": "logfmt or json",
 }
 
@@ -62,6 +61,7 @@ class Config:
     http: tuple[str, ...] = ()
     cluster_cidr: str = DEFAULT_CIDR
     heartbeat_ms: int = 5000
+    deaths_kept_hours: int = 7 * 24
     log_format: str = "logfmt"
     loops: bool = True
 
@@ -90,13 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold `name: value` lines")
+        tree = read_settings(path)
+    except SettingsFileError as fault:
+        raise ConfigError(str(fault)) from fault
     etcd = tree.pop("etcd", {})
     if not isinstance(etcd, dict):
         raise ConfigError(f"{path}: etcd must hold endpoints and, with TLS, ca, certificate and key")
@@ -127,8 +123,8 @@ def _value(name: str, value: Any, problems: list[str]) -> Any:
         problems += [f"{name}: {item!r} is not HOST:PORT" for item in value if not is_address(item)]
         return tuple(value)
     if name in NUMBERS:
-        if not isinstance(value, int) or isinstance(value, bool) or value < LEAST_HEARTBEAT_MS:
-            problems.append(f"{name}: must be a whole number of at least {LEAST_HEARTBEAT_MS}, it is {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < NUMBERS[name]:
+            problems.append(f"{name}: must be a whole number of at least {NUMBERS[name]}, it is {value!r}")
         return value
     if name == "loops":
         return bool(value)

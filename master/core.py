@@ -18,6 +18,7 @@ from shoal.master import volumes
 from shoal.master.api.admission import DEFAULT_NAMESPACE, SYSTEM_NAMESPACE
 from shoal.master.api.service import ClusterService
 from shoal.master.controllers.base import Said
+from shoal.master.controllers.deaths import KEPT_SECONDS
 from shoal.master.controllers.node import SWEEP, Beats
 from shoal.master.controllers.registry import all_controllers
 from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
@@ -55,6 +56,7 @@ class Settings:
     advertise: str
     dispatcher: DispatcherConfig = field(default_factory=DispatcherConfig)
     loops: bool = True  # controllers and scheduler; without them the API alone is measured
+    deaths_kept_s: float = KEPT_SECONDS
 
 
 class Master:
@@ -268,7 +270,7 @@ class Term:
         )
         self._controllers = ControllerLoop(
             master.store,
-            all_controllers(master.rng, self._beats),
+            all_controllers(master.rng, self._beats, master.settings.deaths_kept_s),
             self._recorder,
             master.now,
             master.rng,

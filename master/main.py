@@ -108,6 +108,7 @@ async def run(config: Config, secrets: Secrets) -> None:
             config.advertise,
             DispatcherConfig(cluster_cidr=config.cluster_cidr, heartbeat_period=config.heartbeat_ms / 1000),
             config.loops,
+            config.deaths_kept_hours * 3600.0,
         ),
         port,
         ThreadRenewer(config.etcd_endpoints, secrets.etcd, boot_time),

@@ -9,7 +9,7 @@ from shoal.master.controllers.base import Controller, Rng
 from shoal.master.controllers.node import Beats
 
 
-def all_controllers(rng: Rng, beats: Callable[[], Beats]) -> list[Controller]:
+def all_controllers(rng: Rng, beats: Callable[[], Beats], deaths_kept_s: float) -> list[Controller]:
     """`beats` gives what the leader has heard, as of the call."""
     return [
         node.controller(beats),
@@ -18,7 +18,7 @@ def all_controllers(rng: Rng, beats: Callable[[], Beats]) -> list[Controller]:
         replicaset.controller(rng),
         storage.controller(),
         podgc.controller(),
-        deaths.controller(),
+        deaths.controller(deaths_kept_s),
         gc.controller(),
         gc.namespace_controller(),
     ]

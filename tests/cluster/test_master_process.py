@@ -169,7 +169,7 @@ def test_a_wrong_configuration_is_explained_at_once(tmp_path: Path) -> None:
     ):
         assert words in done.stderr
     missing = run("--config", str(tmp_path / "none.yaml"))
-    assert (missing.returncode, "cannot read" in missing.stderr) == (1, True)
+    assert (missing.returncode, "cannot be read" in missing.stderr) == (1, True)
 
 
 async def test_a_port_in_use_is_explained(masters: list[MasterProcess]) -> None:

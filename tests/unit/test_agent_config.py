@@ -105,7 +105,14 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read: No such file"), ("a: [", "is not YAML"), ("- x", "must hold a mapping")],
+    [
+        (None, "cannot be read: No such file"),
+        ("a: [", "agent.yaml:2: is not valid YAML"),
+        ("- x", "must hold one mapping"),
+        ("", "must hold one mapping"),
+        ("node: a\nca: b\nnode: c\n", 'agent.yaml:3: the key "node" is given twice'),
+        ("a: 1\n---\nb: 2\n", "must hold one mapping"),
+    ],
 )
 def test_a_file_that_cannot_be_used_ends_the_program_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str

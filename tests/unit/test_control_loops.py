@@ -54,7 +54,7 @@ class Master:
         self.agents_work = True
         now, rng = Clock(), random.Random(11)
         self.recorder = Recorder(store, now, rng)
-        chosen = controllers if controllers is not None else all_controllers(rng, self.beats)
+        chosen = controllers if controllers is not None else all_controllers(rng, self.beats, deaths_kept_s=3600.0)
         self.loop = ControllerLoop(store, chosen, self.recorder, now, rng)
         self.scheduling = SchedulingLoop(store, self.recorder, now, rng)
 

@@ -24,7 +24,7 @@ from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.tunnels import PER_NODE, Tunnels
 from shoal.master.http_server import targets
 from shoal.master.metrics import Meters, StateCollector
-from shoal.master.model import Change, Conflict, Create, Key, Unavailable
+from shoal.master.model import FINAL_PHASES, Change, Conflict, Create, Key, Unavailable
 from shoal.master.recorder import EXPIRED_AT_ONCE, Recorder
 from shoal.master.store import keys
 from shoal.master.store.memory import Memory, MemoryEtcd
@@ -115,7 +115,7 @@ def test_a_phase_never_goes_back(old: str, new: str) -> None:
     allowed = not statuses.goes_back(o.PodStatus(phase=old), o.PodStatus(phase=new))
     if allowed:
         assert statuses.PHASES[new] >= statuses.PHASES[old]
-        assert old not in statuses.TERMINAL or new == old
+        assert old not in FINAL_PHASES or new == old
 
 
 # ---- tunnels ----
@@ -319,6 +319,7 @@ def test_a_good_configuration(tmp_path: Path) -> None:
         ({"nmae": "x"}, "did you mean name"),
         ({"heartbeat_ms": 1}, "at least 50"),
         ({"heartbeat_ms": True}, "at least 50"),
+        ({"deaths_kept_hours": 0}, "deaths_kept_hours: must be a whole number of at least 1"),
         ({"etcd_ca": "x"}, "TLS needs ca, certificate and key"),
         ({"cluster_cidr": "10.0.0.0/33"}, "cluster_cidr"),
         ({"cluster_cidr": "10.0.0.0/28"}, "cluster_cidr"),
