@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from cryptography import x509
@@ -30,6 +30,7 @@ MAX_REQUEST_BYTES = 32 << 20
 MAX_HELD_BYTES = 256 << 20  # of all requests that wait for an answer: etcd may be slow, memory is bounded
 BREAK_OFF_SECONDS = 0.05  # within which a cancelled call is known to be cancelled
 Context = grpc.aio.ServicerContext[Any, Any]
+Answer = TypeVar("Answer")
 
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),  # else a second master on the port would silently share it
@@ -134,45 +135,21 @@ class ClusterAdapter:
         return handler
 
     async def _unary(self, method: Method, request: Any, context: Context) -> Message:
-        started = asyncio.get_running_loop().time()
-        code, size = "OK", request.ByteSize()
+        size = request.ByteSize()
         self._held += size
         try:
-            caller, forwarded = self._caller(context)
-            if self._held > MAX_HELD_BYTES:
-                raise Unavailable(f"requests of {self._held} bytes wait for their answers: ask again later")
-            service = self._local(method, request)
-            if service is not None:
-                answer: Message = await getattr(service, method.verb)(request)
-                return answer
-            return await self._elsewhere(forwarded).call(method, request, caller)
-        except Fault as fault:
-            code = CODES.get(fault.reason, grpc.StatusCode.INTERNAL).name
-            await refuse(context, fault)
-        except Exception as error:
-            code = "INTERNAL"
-            log.exception("%s failed", method.name)
-            await refuse(context, Fault(f"the master could not do this: {type(error).__name__}; see its log"))
+            return await self._answered(method, context, self._answer(method, request, context))
         finally:
             self._held -= size
-            self._meter(method.name, code, asyncio.get_running_loop().time() - started)
 
     async def _stream(self, method: Method, request: Any, context: Context) -> None:
+        await self._answered(method, context, self._answer_all(method, request, context))
+
+    async def _answered(self, method: Method, context: Context, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Carries out one call and measures it; what it raises ends it with a status code."""
         code, started = "OK", asyncio.get_running_loop().time()
         try:
-            caller, forwarded = self._caller(context)
-            service = self._local(method, request)
-            if method.streams_in:
-                request = _whole(request)
-            if service is not None:
-                answers: AsyncIterator[Message] = getattr(service, method.verb)(request)
-            else:
-                answers = self._elsewhere(forwarded).stream(method, request, caller)
-            try:
-                async for answer in answers:
-                    await context.write(answer)
-            finally:
-                await answers.aclose()  # type: ignore[attr-defined]
+            return await work
         except Fault as fault:
             code = CODES.get(fault.reason, grpc.StatusCode.INTERNAL).name
             await refuse(context, fault)
@@ -182,6 +159,31 @@ class ClusterAdapter:
             await refuse(context, Fault(f"the master could not do this: {type(error).__name__}; see its log"))
         finally:
             self._meter(method.name, code, asyncio.get_running_loop().time() - started)
+
+    async def _answer(self, method: Method, request: Any, context: Context) -> Message:
+        caller, forwarded = self._caller(context)
+        if self._held > MAX_HELD_BYTES:
+            raise Unavailable(f"requests of {self._held} bytes wait for their answers: ask again later")
+        service = self._local(method, request)
+        if service is not None:
+            answer: Message = await getattr(service, method.verb)(request)
+            return answer
+        return await self._elsewhere(forwarded).call(method, request, caller)
+
+    async def _answer_all(self, method: Method, request: Any, context: Context) -> None:
+        caller, forwarded = self._caller(context)
+        service = self._local(method, request)
+        if method.streams_in:
+            request = _whole(request)
+        if service is not None:
+            answers: AsyncIterator[Message] = getattr(service, method.verb)(request)
+        else:
+            answers = self._elsewhere(forwarded).stream(method, request, caller)
+        try:
+            async for answer in answers:
+                await context.write(answer)
+        finally:
+            await answers.aclose()  # type: ignore[attr-defined]
 
     def _caller(self, context: Context) -> tuple[Identity, bool]:
         """Who asks, and whether another master asks for them. Raises Forbidden."""
