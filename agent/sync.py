@@ -19,7 +19,6 @@ from shoal.agent.reclaim import Reclaimer
 from shoal.agent.runtime.port import RuntimeGone
 from shoal.agent.state import ClusterRecord, PodRecord, Position, StateFault
 from shoal.agent.volumes.port import VolumeFault
-from shoal.proto.references import references
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -148,10 +147,7 @@ class Sync:
                 await objects.keep(changed)
             except StateFault as fault:
                 log.error("%s", fault)
-            concerned = with_claims(changed, objects)
-            for uid, machine in list(self._worker.machines.items()):
-                if not concerned.isdisjoint(references(machine.pod)):
-                    self._worker.post(uid, i.ObjectsChanged())
+            self._worker.objects_changed(with_claims(changed, objects))
         if any(isinstance(obj, o.PersistentVolume) for obj in change.objects):
             self._reclaim.look()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -174,11 +174,10 @@ class Worker:
         for uid in list(self.machines):
             self.post(uid, event)
 
-    def objects_changed(self, changed: Iterable[Reference] | None = None) -> None:
-        """Objects came, changed or went; None: any may have."""
-        keys = None if changed is None else set(changed)
+    def objects_changed(self, changed: Set[Reference]) -> None:
+        """Objects came, changed or went: the pods that refer to them hear of it."""
         for uid, machine in list(self.machines.items()):
-            if keys is None or not keys.isdisjoint(machine.references()):
+            if not changed.isdisjoint(machine.references()):
                 self.post(uid, i.ObjectsChanged())
 
     def verdict(self, verdict: Verdict) -> None:
