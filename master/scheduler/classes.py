@@ -90,7 +90,8 @@ def load_of(spec: o.PodSpec) -> tuple[int, int]:
     """(milli-CPU, bytes) for the scores: a container that asks for nothing still uses something, so that pods without
     requests spread; the amounts are Kubernetes'. An explicit 0 is 0."""
     cpu = memory = 0
-    for container in spec.containers:
+    sidecars = [container for container in spec.initContainers if container.restartPolicy == "Always"]
+    for container in (*sidecars, *spec.containers):
         wanted = wanted_by(container)
         cpu += wanted.get(CPU, UNSAID_CPU)
         memory += wanted.get(MEMORY, UNSAID_MEMORY)

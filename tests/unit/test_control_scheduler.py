@@ -81,6 +81,13 @@ def test_what_a_container_does_not_say_is_assumed_for_the_scores_only() -> None:
     assert requests_of(one.spec) == (("memory", 1 << 20), ("pods", 1))
 
 
+def test_sidecars_count_in_the_scores_and_init_containers_do_not() -> None:
+    one = pod("x", cpu="1", memory="1Gi")
+    one.spec.initContainers.add(name="proxy", restartPolicy="Always").resources.requests["cpu"].text = "250m"
+    one.spec.initContainers.add(name="migrate").resources.requests["cpu"].text = "4"
+    assert load_of(one.spec) == (1250, (1 << 30) + (200 << 20))
+
+
 def test_a_resource_that_is_used_up_is_not_given_twice() -> None:
     snapshot = snapshot_of(node("a", cpu="1"))
     plan = place(snapshot, pod("x", cpu="600m"), pod("y", cpu="600m"))
