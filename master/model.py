@@ -16,6 +16,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 KINDS: Mapping[str, type[Object]] = CLASSES
 CLUSTER_SCOPED = known.CLUSTER_SCOPED
+FINAL_PHASES = frozenset({"Succeeded", "Failed"})  # of a pod: it never runs again
 
 
 class Key(NamedTuple):
@@ -107,6 +108,10 @@ class View(Protocol):
 
     def claims_on(self, volume: str) -> Collection[o.PersistentVolumeClaim]:
         """The claims that name this volume."""
+        ...
+
+    def claims_waiting(self, storage_class: str) -> Collection[o.PersistentVolumeClaim]:
+        """The claims of a class ("": of none) that are not bound."""
         ...
 
     def volumes_on(self, node: str) -> Collection[o.PersistentVolume]:

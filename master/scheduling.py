@@ -10,8 +10,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.master.controllers.base import FINAL_PHASES, Said, seconds, set_condition, terminating
-from shoal.master.model import Change, Event, Fault, Modify, NotLeader, Object, Record, Unavailable, key_of
+from shoal.master.controllers.base import Said, seconds, set_condition, terminating
+from shoal.master.model import (
+    FINAL_PHASES,
+    Change,
+    Event,
+    Fault,
+    Modify,
+    NotLeader,
+    Object,
+    Record,
+    Unavailable,
+    key_of,
+)
 from shoal.master.recorder import Recorder
 from shoal.master.scheduler.classes import Classes
 from shoal.master.scheduler.core import Binding, Plan, Refusal, Scheduler, Waiting

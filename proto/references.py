@@ -53,8 +53,9 @@ def _named(spec: o.PodSpec) -> Iterator[tuple[str, str]]:
             yield CONFIG_MAP, source.configMapRef.name
             yield SECRET, source.secretRef.name
         for variable in container.env:
-            yield CONFIG_MAP, variable.valueFrom.configMapKeyRef.name
-            yield SECRET, variable.valueFrom.secretKeyRef.name
+            if variable.HasField("valueFrom"):
+                yield CONFIG_MAP, variable.valueFrom.configMapKeyRef.name
+                yield SECRET, variable.valueFrom.secretKeyRef.name
     for volume in spec.volumes:
         yield CONFIG_MAP, volume.configMap.name
         yield SECRET, volume.secret.secretName

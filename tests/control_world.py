@@ -14,7 +14,6 @@ from shoal.master.model import (
     Create,
     Event,
     Fault,
-    Key,
     Modify,
     NotFound,
     Object,
@@ -22,16 +21,16 @@ from shoal.master.model import (
     key_of,
 )
 from shoal.master.volumes import CLAIM_PROTECTION, ONCE, PROVISIONER
-from shoal.proto.references import VOLUME_PROTECTION, Reference, homes, references
+from shoal.proto.references import VOLUME_PROTECTION
 from shoal.proto.v1 import objects_pb2 as o
+from tests.memory_view import MemoryView
 
 
-class World:
-    """Committed objects with the View's questions answered by plain scans, and `write` with the Store's rules."""
+class World(MemoryView):
+    """A View that is its own Store: `write` has the Store's rules."""
 
     def __init__(self, objects: Iterable[Object] = ()) -> None:
-        self.records: dict[Key, Record] = {}
-        self.revision = 1
+        super().__init__()
         self.events: list[Event] = []  # of all commits, for tests that take them
         self._queues: list[tuple[frozenset[str] | None, asyncio.Queue[tuple[int, list[Event]]]]] = []
         for obj in objects:
@@ -41,59 +40,6 @@ class World:
     @property
     def view(self) -> World:
         return self
-
-    def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        found = self.records.get(Key(kind, namespace, name))
-        return found.message if found else None
-
-    def record(self, key: Key) -> Record | None:
-        return self.records.get(key)
-
-    def all(self, kind: str, namespace: str | None = None) -> list[Object]:
-        return [
-            r.message
-            for k, r in self.records.items()
-            if k.kind == kind and (namespace is None or k.namespace == namespace)
-        ]
-
-    def owned(self, uid: str) -> list[Object]:
-        return [
-            r.message for r in self.records.values() if any(f.uid == uid for f in r.message.metadata.ownerReferences)
-        ]
-
-    def by_uid(self, uid: str) -> Object | None:
-        return next((r.message for r in self.records.values() if r.message.metadata.uid == uid), None)
-
-    def pods_on(self, node: str) -> list[o.Pod]:
-        return [pod for pod in self.pods() if pod.spec.nodeName == node]
-
-    def labelled(self, kind: str, namespace: str, key: str, value: str) -> list[Object]:
-        return [obj for obj in self.all(kind, namespace) if obj.metadata.labels.get(key) == value]
-
-    def referring(self, kind: str, namespace: str, name: str, node: str = "") -> list[o.Pod]:
-        return [
-            pod
-            for pod in self.all("Pod")
-            if isinstance(pod, o.Pod)
-            and pod.status.phase not in ("Succeeded", "Failed")
-            and Reference(kind, namespace, name) in references(pod)
-            and node in ("", pod.spec.nodeName)
-        ]
-
-    def claims_on(self, volume: str) -> list[o.PersistentVolumeClaim]:
-        claims = self.all("PersistentVolumeClaim")
-        return [c for c in claims if isinstance(c, o.PersistentVolumeClaim) and c.spec.volumeName == volume]
-
-    def volumes_on(self, node: str) -> list[o.PersistentVolume]:
-        return [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume) and node in homes(v)]
-
-    def volumes_free(self, storage_class: str) -> list[o.PersistentVolume]:
-        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
-        return [v for v in volumes if not v.spec.claimRef.uid and v.spec.storageClassName == storage_class]
-
-    def volumes_of(self, claim_uid: str) -> list[o.PersistentVolume]:
-        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
-        return [v for v in volumes if v.spec.claimRef.uid == claim_uid]
 
     def pods(self, namespace: str = "default") -> list[o.Pod]:
         return [obj for obj in self.all("Pod", namespace) if isinstance(obj, o.Pod)]

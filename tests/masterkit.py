@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
@@ -32,67 +32,8 @@ from shoal.master.model import (
 )
 from shoal.master.ports import StreamClosed
 from shoal.master.store.memory import Faults, Memory, MemoryEtcd
-from shoal.proto.references import Reference, homes, references
-from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
-
-
-class MemoryView:
-    """model.View over a dictionary; scans, which is all right for a test."""
-
-    def __init__(self) -> None:
-        self.records: dict[Key, Record] = {}
-        self.revision = 1
-
-    def record(self, key: Key) -> Record | None:
-        return self.records.get(key)
-
-    def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        record = self.records.get(Key(kind, namespace, name))
-        return record.message if record else None
-
-    def all(self, kind: str, namespace: str | None = None) -> Iterable[Object]:
-        return [r.message for k, r in self.records.items() if k.kind == kind and namespace in (None, k.namespace)]
-
-    def owned(self, uid: str) -> Collection[Object]:
-        return [m for m in self._messages() if any(ref.uid == uid for ref in m.metadata.ownerReferences)]
-
-    def by_uid(self, uid: str) -> Object | None:
-        return next((m for m in self._messages() if m.metadata.uid == uid), None)
-
-    def pods_on(self, node: str) -> Collection[o.Pod]:
-        return [m for m in self._messages() if isinstance(m, o.Pod) and m.spec.nodeName == node]
-
-    def labelled(self, kind: str, namespace: str, key: str, value: str) -> Collection[Object]:
-        return [m for m in self.all(kind, namespace) if m.metadata.labels.get(key) == value]
-
-    def referring(self, kind: str, namespace: str, name: str, node: str = "") -> list[o.Pod]:
-        return [
-            pod
-            for pod in self.all("Pod")
-            if isinstance(pod, o.Pod)
-            and pod.status.phase not in ("Succeeded", "Failed")
-            and Reference(kind, namespace, name) in references(pod)
-            and node in ("", pod.spec.nodeName)
-        ]
-
-    def claims_on(self, volume: str) -> list[o.PersistentVolumeClaim]:
-        claims = self.all("PersistentVolumeClaim")
-        return [c for c in claims if isinstance(c, o.PersistentVolumeClaim) and c.spec.volumeName == volume]
-
-    def volumes_on(self, node: str) -> list[o.PersistentVolume]:
-        return [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume) and node in homes(v)]
-
-    def volumes_free(self, storage_class: str) -> list[o.PersistentVolume]:
-        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
-        return [v for v in volumes if not v.spec.claimRef.uid and v.spec.storageClassName == storage_class]
-
-    def volumes_of(self, claim_uid: str) -> list[o.PersistentVolume]:
-        volumes = [v for v in self.all("PersistentVolume") if isinstance(v, o.PersistentVolume)]
-        return [v for v in volumes if v.spec.claimRef.uid == claim_uid]
-
-    def _messages(self) -> list[Object]:
-        return [record.message for record in self.records.values()]
+from tests.memory_view import MemoryView
 
 
 class MemoryStore:

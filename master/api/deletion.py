@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shoal.master.api.admission import DEFAULT_NAMESPACE, SYSTEM_NAMESPACE
 from shoal.master.api.faults import Forbidden, Invalid
-from shoal.master.model import Change, Conflict, Delete, Modify, Object, Record, View
+from shoal.master.model import FINAL_PHASES, Change, Conflict, Delete, Modify, Object, Record, View
 from shoal.proto.kinds import Plain
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -14,7 +14,6 @@ FINALIZERS = {"": "", "Background": "", "Foreground": "foregroundDeletion", "Orp
 DEFAULT_GRACE_SECONDS = 30
 MAX_GRACE_SECONDS = 365 * 24 * 3600
 PROTECTED = frozenset({DEFAULT_NAMESPACE, SYSTEM_NAMESPACE})
-FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True, slots=True)

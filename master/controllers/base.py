@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
-from shoal.master.model import Change, Delete, Event, Key, Modify, Object, View, key_of
+from shoal.master.model import FINAL_PHASES, Change, Delete, Event, Key, Modify, Object, View, key_of
 from shoal.proto.v1 import objects_pb2 as o
 
-FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 DEFAULT_GRACE_SECONDS = 30  # PodSpec.terminationGracePeriodSeconds' default
 NANOS = 1_000_000_000
 LOST = "Lost"  # status.reason of a pod whose node was declared lost

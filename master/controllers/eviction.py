@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from shoal.master.controllers.base import (
-    FINAL_PHASES,
     LOST,
     Controller,
     Outcome,
@@ -22,7 +21,7 @@ from shoal.master.controllers.base import (
     terminating,
 )
 from shoal.master.controllers.node import NOT_READY, UNREACHABLE, Beats
-from shoal.master.model import Change, Event, Key, Modify, Object, View, key_of
+from shoal.master.model import FINAL_PHASES, Change, Event, Key, Modify, Object, View, key_of
 from shoal.proto.v1 import objects_pb2 as o
 
 DEFAULT_TOLERATION_SECONDS = 5.0  # of not-ready and unreachable, for pods that say nothing (Kubernetes: 300)

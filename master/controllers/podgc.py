@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shoal.master.controllers.base import (
-    FINAL_PHASES,
     LOST,
     Controller,
     Outcome,
@@ -17,7 +16,7 @@ from shoal.master.controllers.base import (
     terminate,
     terminating,
 )
-from shoal.master.model import Change, Delete, Event, Key, View, key_of
+from shoal.master.model import FINAL_PHASES, Change, Delete, Event, Key, View, key_of
 from shoal.proto.v1 import objects_pb2 as o
 
 KEPT_PER_OWNER = 10  # ended pods that an owner keeps, for people to look at

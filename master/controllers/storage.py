@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from shoal.master import volumes as rules
 from shoal.master.controllers.base import Controller, Outcome, Said, mark_terminating, terminating
-from shoal.master.model import Create, Event, Key, Modify, Object, View, key_of
+from shoal.master.model import FINAL_PHASES, Create, Event, Key, Modify, Object, View, key_of
 from shoal.master.volumes import CLAIM_PROTECTION, SELECTED_NODE, Place
 from shoal.proto.references import CLAIM, HOSTNAME, LOCAL_FINALIZER, VOLUME, VOLUME_PROTECTION, claims_of, homes
 from shoal.proto.v1 import objects_pb2 as o
@@ -18,7 +18,6 @@ from shoal.proto.v1 import objects_pb2 as o
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 DELETE, RETAIN = "Delete", "Retain"
 UIDS = uuid.UUID("1f7b7f0d-51c1-5d8e-8b2a-5b0a1a6cf0d4")  # the name space of made volumes' uids
-FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 
 def controller() -> Controller:
@@ -54,15 +53,15 @@ def volume_keys(view: View, event: Event) -> Iterable[Key]:
             if volume.spec.claimRef.name:
                 keys.add(Key(CLAIM, volume.spec.claimRef.namespace, volume.spec.claimRef.name))
             if not volume.spec.claimRef.uid:  # it became free, or somebody else was faster
-                keys |= {key_of(claim) for claim in _unbound(view) if rules.suits(volume, claim)}
+                waiting = view.claims_waiting(volume.spec.storageClassName)
+                keys |= {key_of(claim) for claim in waiting if rules.suits(volume, claim)}
     keys |= {key_of(claim) for claim in view.claims_on(event.key.name)}
     return keys
 
 
 def class_keys(view: View, event: Event) -> Iterable[Key]:
     """Claims that wait for the class, or for a default one."""
-    classes = ("", event.key.name)
-    return [key_of(claim) for claim in _unbound(view) if claim.spec.storageClassName in classes]
+    return [key_of(claim) for name in ("", event.key.name) for claim in view.claims_waiting(name)]
 
 
 def pod_keys(_view: View, event: Event) -> Iterable[Key]:
@@ -82,15 +81,9 @@ def node_keys(view: View, event: Event) -> Iterable[Key]:
     """When a node is gone, its volumes and what was to be made there."""
     if event.new is not None:
         return ()
-    keys = [key_of(volume) for volume in view.volumes_on(event.key.name)]
     named = event.key.name
-    return keys + [key_of(c) for c in _unbound(view) if c.metadata.annotations.get(SELECTED_NODE) == named]
-
-
-def _unbound(view: View) -> Iterable[o.PersistentVolumeClaim]:
-    for claim in view.all(CLAIM):
-        if isinstance(claim, o.PersistentVolumeClaim) and claim.status.phase != "Bound":
-            yield claim
+    selected = [claim for claim in view.all(CLAIM) if claim.metadata.annotations.get(SELECTED_NODE) == named]
+    return [key_of(found) for found in (*view.volumes_on(named), *selected)]
 
 
 def reconcile(view: View, key: Key, now: float) -> Outcome:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal.master.model import Event, Key, Modify, Object, Record, View
+from shoal.master.model import FINAL_PHASES, Event, Key, Modify, Object, Record, View
 from shoal.proto.references import (
     CLAIM,
     CONFIG_MAP,
@@ -21,7 +21,6 @@ from shoal.proto.references import (
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
-FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 DELIVERED = frozenset({CONFIG_MAP, SECRET, CLAIM, VOLUME})
 
 
@@ -55,7 +54,7 @@ def everything(view: View, node: str) -> list[Key]:
 
 def of_pod(pod: o.Pod | None, node: str) -> set[Key]:
     """What the pod refers to while it needs it on this node."""
-    if pod is None or pod.spec.nodeName != node or pod.status.phase in FINAL_PHASES:
+    if pod is None or pod.spec.nodeName != node or _ended(pod):
         return set()
     return {Key(*reference) for reference in references(pod)}
 
@@ -85,6 +84,8 @@ def unreachable(event: Event) -> set[Key]:
 
 def _by_pod(view: View, event: Event) -> Iterator[tuple[str, Key]]:
     old, new = (_pod(record) for record in (event.old, event.new))
+    if old is not None and new is not None and _ended(old) == _ended(new) and old.spec == new.spec:
+        return  # by far the most frequent: a status
     for node in sorted({pod.spec.nodeName for pod in (old, new) if pod is not None and pod.spec.nodeName}):
         for key in sorted(of_pod(old, node) ^ of_pod(new, node)):
             yield node, key
@@ -93,6 +94,10 @@ def _by_pod(view: View, event: Event) -> Iterator[tuple[str, Key]]:
 
 def _pod(record: Record | None) -> o.Pod | None:
     return record.message if record is not None and isinstance(record.message, o.Pod) else None
+
+
+def _ended(pod: o.Pod) -> bool:
+    return pod.status.phase in FINAL_PHASES
 
 
 def _users(view: View, key: Key) -> set[str]:

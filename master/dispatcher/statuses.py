@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from shoal.master.model import Change, Delete, Key, Modify, Object, Record, View
+from shoal.master.model import FINAL_PHASES, Change, Delete, Key, Modify, Object, Record, View
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 PHASES = {"": 0, "Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2}  # they only grow
-TERMINAL = frozenset({"Succeeded", "Failed"})
 LOST = "Lost"
 SCHEDULED = "PodScheduled"  # the scheduler's condition
 
@@ -42,7 +41,7 @@ def over_without(view: View, node: str, held: Collection[str]) -> frozenset[str]
     return frozenset(
         pod.metadata.uid
         for pod in view.pods_on(node)
-        if pod.status.phase in TERMINAL and assigned(pod, node) and pod.metadata.uid not in held
+        if pod.status.phase in FINAL_PHASES and assigned(pod, node) and pod.metadata.uid not in held
     )
 
 
@@ -119,7 +118,7 @@ def goes_back(old: o.PodStatus, new: o.PodStatus) -> str:
     """Why `new` may not follow `old`; empty when it may."""
     if PHASES[new.phase] < PHASES.get(old.phase, 0):
         return f"phase {new.phase or 'Pending'} after {old.phase}"
-    if old.phase in TERMINAL and new.phase != old.phase:
+    if old.phase in FINAL_PHASES and new.phase != old.phase:
         return f"phase {new.phase} after {old.phase}, which is final"
     return ""
 

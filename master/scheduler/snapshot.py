@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from shoal.master.model import Event
+from shoal.master.model import FINAL_PHASES, Event
 from shoal.master.scheduler.classes import (
     BASE_RESOURCES,
     PodClass,
@@ -30,7 +30,6 @@ from shoal.proto.v1 import objects_pb2 as o
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
-FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 LABEL_ROWS_LIMIT = 512  # label pairs whose node masks are kept
 
 

@@ -71,6 +71,9 @@ class Cache:
     def claims_on(self, volume: str) -> Collection[o.PersistentVolumeClaim]:
         return cast(Collection[o.PersistentVolumeClaim], self._indexes.find(("claims", volume)))
 
+    def claims_waiting(self, storage_class: str) -> Collection[o.PersistentVolumeClaim]:
+        return cast(Collection[o.PersistentVolumeClaim], self._indexes.find(("waiting", storage_class)))
+
     def volumes_on(self, node: str) -> Collection[o.PersistentVolume]:
         return cast(Collection[o.PersistentVolume], self._indexes.find(("lives", node)))
 

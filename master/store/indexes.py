@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TypeAlias, cast
 
-from shoal.master.model import Key, Object, Record
+from shoal.master.model import FINAL_PHASES, Key, Object, Record
 from shoal.proto.references import homes, references
 from shoal.proto.v1 import objects_pb2 as o
 
 # ("owner", uid), ("node", name), ("label", kind, namespace, key, value),
-# ("refers", kind, namespace, name, node or ""): pods; ("claims", volume): claims; ("lives", node),
-# ("given", claim's uid) and ("free", storage class): volumes
+# ("refers", kind, namespace, name, node or ""): pods; ("claims", volume) and
+# ("waiting", storage class): claims; ("lives", node), ("given", claim's uid) and ("free", storage class): volumes
 Entry: TypeAlias = tuple[str, ...]
-FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 _NOTHING: dict[Key, Object] = {}
 
 
@@ -26,13 +25,10 @@ def entries_of(record: Record) -> tuple[Entry, ...]:
     entries += [("label", key.kind, key.namespace, name, value) for name, value in metadata.labels.items()]
     if key.kind == "Pod":
         entries += _of_pod(cast(o.Pod, message))
-    elif key.kind == "PersistentVolumeClaim" and (named := cast(o.PersistentVolumeClaim, message).spec.volumeName):
-        entries.append(("claims", named))
+    elif key.kind == "PersistentVolumeClaim":
+        entries += _of_claim(cast(o.PersistentVolumeClaim, message))
     elif key.kind == "PersistentVolume":
-        volume = cast(o.PersistentVolume, message)
-        entries += [("lives", node) for node in homes(volume)]
-        given = volume.spec.claimRef.uid
-        entries.append(("given", given) if given else ("free", volume.spec.storageClassName))
+        entries += _of_volume(cast(o.PersistentVolume, message))
     return tuple(entries)
 
 
@@ -46,6 +42,20 @@ def _of_pod(pod: o.Pod) -> Iterator[Entry]:
         yield ("refers", kind, namespace, name, "")
         if node:
             yield ("refers", kind, namespace, name, node)
+
+
+def _of_claim(claim: o.PersistentVolumeClaim) -> Iterator[Entry]:
+    if claim.spec.volumeName:
+        yield ("claims", claim.spec.volumeName)
+    if claim.status.phase != "Bound":
+        yield ("waiting", claim.spec.storageClassName)
+
+
+def _of_volume(volume: o.PersistentVolume) -> Iterator[Entry]:
+    for node in homes(volume):
+        yield ("lives", node)
+    given = volume.spec.claimRef.uid
+    yield ("given", given) if given else ("free", volume.spec.storageClassName)
 
 
 class Indexes:
