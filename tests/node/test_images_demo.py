@@ -13,7 +13,9 @@ import pytest
 from shoal.agent.images.port import Image
 from shoal.agent.images.store import ImageStore
 from shoal.deploy.demo import images as demo
+from shoal.deploy.demo.push import CannotPush, push
 from tests import images as make
+from tests import registries
 from tests.node.test_images_layers import merged
 
 pytestmark = [
@@ -103,6 +105,24 @@ def test_made_once_and_always_the_same(archives: dict[str, Path], tmp_path: Path
     assert "already made" in said[0] and before == {path: path.stat().st_mtime_ns for path in archives.values()}
     again = demo.make(tmp_path / "again", said.append)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in archives.values()]
+
+
+def test_the_archives_go_into_a_registry(archives: dict[str, Path], tmp_path: Path) -> None:
+    """As the demo puts them there; a second time changes nothing. skopeo finds what the archive holds."""
+    with registries.registry(tmp_path / "registry") as running:
+        for _ in range(2):
+            assert push(archives["nginx"], running.address) == ["nginx:latest", "nginx:1.22"]
+        for tag in ("latest", "1.22"):
+            found = registries.skopeo(
+                "inspect", "--raw", "--tls-verify=false", f"docker://{running.name('library/nginx')}:{tag}"
+            )
+            kept = registries.skopeo(
+                "inspect", "--raw", f"oci-archive:{archives['nginx']}:docker.io/library/nginx:{tag}"
+            )
+            assert found == kept
+    wanted = pytest.raises(CannotPush, match=r"GET /v2/ gave 401, .*authentication required")
+    with registries.registry(tmp_path / "locked", password=True) as running, wanted:
+        push(archives["nginx"], running.address)
 
 
 def test_the_program_says_what_is_missing(tmp_path: Path) -> None:

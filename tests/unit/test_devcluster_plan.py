@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from shoal.deploy.devcluster import disks, lifecycle
 from shoal.deploy.devcluster.leftovers import without_clusters
 from shoal.deploy.devcluster.plan import MIB, ClusterPlan, Host, Refusal, link_hash, load, new_plan, registry_settings
-from shoal.deploy.devcluster.settings import agent
+from shoal.deploy.devcluster.settings import agent, registry
 
 HOST = Host(cpus=2, memory_bytes=8 << 30, storage_bytes=90 << 30, routes=(), free_port=lambda wanted=1: wanted)
 
@@ -71,3 +72,20 @@ def test_registries_reach_every_node(tmp_path: Path) -> None:
             registry_settings(bad, [])
     with pytest.raises(Refusal, match="HOST:PORT"):
         registry_settings([], ["http://a:1"])
+
+
+def test_its_own_registry_is_asked_first_for_docker_io(tmp_path: Path) -> None:
+    registries = registry_settings(["docker.io=https://mirror.example", "quay.io=http://gateway:1"], ["gateway:2"])
+    made = new_plan("dev", tmp_path, 1, 1, "/etcd", HOST, registries=registries, registry="/usr/bin/docker-registry")
+    assert made.registry_address == f"{made.gateway}:5000"
+    assert made.agent_registries() == {
+        "docker.io": {"mirrors": [f"http://{made.gateway}:5000", "https://mirror.example"]},
+        "quay.io": {"mirrors": [f"http://{made.gateway}:1"]},
+        f"{made.gateway}:2": {"insecure": True},
+        f"{made.gateway}:5000": {"insecure": True},
+    }
+    assert agent(made, made.nodes[0])["registries"] == made.agent_registries()
+    assert registry(made)["http"]["addr"] == f"{made.gateway}:5000"  # nothing wider
+    made.save()
+    assert load(tmp_path) == made
+    assert replace(made, registry="").agent_registries()["docker.io"] == {"mirrors": ["https://mirror.example"]}
