@@ -161,10 +161,10 @@ def certificate(facts: PodFacts, container: ContainerFacts, run: Run, reason: st
         signal=run.exit.signal if run.exit is not None else 0,
         reason=reason,
         message=shortened(run.end_message or _given_up(facts, run), MESSAGE_BYTES),
-        startedAt=time_of(run.started_at),
+        startedAt=time_of(run.started_at) if run.started_at else None,
         finishedAt=time_of(run.finished_at),
         probes=[_probe(one) for one in run.note.tries],
-        resources=resources(run.exit.resources if run.exit is not None else None),
+        resources=resources(run.exit.resources) if run.exit is not None and run.exit.resources else None,
     )
     death.metadata.name = name_of(pod, container.spec.name, run.attempt)
     death.metadata.namespace = pod.metadata.namespace
@@ -185,9 +185,7 @@ def _probe(one: ProbeTry) -> o.ProbeRecord:
     )
 
 
-def resources(used: Resources | None) -> o.ResourceRecord:
-    if used is None:
-        return o.ResourceRecord()
+def resources(used: Resources) -> o.ResourceRecord:
     return o.ResourceRecord(
         peakMemoryBytes=used.peak_memory_bytes,
         memoryLimitBytes=used.memory_limit_bytes,

@@ -118,6 +118,7 @@ def test_what_could_not_be_started_dies_and_what_waits_for_its_configuration_doe
         127,
         "it could not be started: exec: no such file",
     )
+    assert not death.HasField("startedAt") and not death.HasField("resources")
     other = Driver(make_pod(policy="Never"))
     other.begin()
     other.settle(keep=lambda step: isinstance(step, i.Start))
