@@ -14,6 +14,7 @@ CODE_LOST = "ContainerStatusUnknown"
 NOT_STARTED = frozenset({"StartError", "ContainerCannotRun", "RunContainerError"})
 SIGNALLED = 128  # a shell's exit code for a child that a signal ended is 128 + signal
 MOST_CHARS = 600  # of a message within a cause
+MIB = 1 << 20
 THROTTLED_PART, FEW_PERIODS = 0.5, 10
 SELF_MADE = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
 _SIGNALS = {
@@ -71,7 +72,7 @@ def _main(death: o.Death) -> str:
             return "how it ended is not known: its node, or the runtime there, went away while it ran"
         case "Evicted":
             return f"evicted: {said or 'its node was short of something'}; {how(death)}"
-    if death.reason in NOT_STARTED or not death.startedAt.seconds:
+    if death.reason in NOT_STARTED or not (death.startedAt.seconds or death.reason in ("Error", "Completed")):
         return f"it could not be started: {said or death.reason or 'its node does not say why'}"
     return _by_itself(death)
 
@@ -105,14 +106,17 @@ def _memory(death: o.Death) -> str:
         text += "it used more than its limit, or than its pod or node had"
         text += "; raise resources.limits.memory, or make it use less"
     elif limit:
-        text += f"it used {of_bytes(used)} of its limit of {of_bytes(limit)}" if used else f"limit {of_bytes(limit)}"
+        text += f"it used {_size(used)} of its limit of {of_bytes(limit)}" if used else f"limit {of_bytes(limit)}"
         text += "; raise resources.limits.memory, or make it use less"
     else:
-        text += (
-            f"it has no limit of its own{f' and used {of_bytes(used)}' if used else ''}, its pod or node was out of "
-        )
+        text += f"it has no limit of its own{f' and used {_size(used)}' if used else ''}, its pod or node was out of "
         text += "memory; give the containers requests and limits that fit"
     return text if death.signal == signal.SIGKILL else f"{text}; {how(death)}"
+
+
+def _size(amount: int) -> str:
+    """Measured, so that more than whole MiB would say nothing."""
+    return of_bytes(round(amount / MIB) * MIB) if amount >= MIB else of_bytes(amount)
 
 
 def _probe(death: o.Death, said: str) -> str:
@@ -138,7 +142,8 @@ def _hints(death: o.Death) -> Iterator[str]:
     if used.refusedForks:
         yield f"{used.refusedForks} new processes were refused: too many at once"
     if death.changes:
-        more = f" (and {len(death.changes) - 1} more changes)" if len(death.changes) > 1 else ""
+        others = len(death.changes) - 1
+        more = f" (and {others} more change{'s' * (others > 1)})" if others else ""
         yield f"changed since it was last healthy: {shortened(death.changes[0])}{more}"
 
 

@@ -52,6 +52,8 @@ class Burying:
     def _run(self, container: ContainerFacts, run: Run, now: float) -> list[i.Instruction]:
         """The certificate of a run that failed, once; and what a run proves of its container's health."""
         facts = self._facts
+        if run.exit is not None and not run.started_at and self._steps.in_flight(f"start {container.spec.name}"):
+            return []  # its end was told before its start
         reason = reason_of(facts, container, run)
         out: list[i.Instruction] = []
         if not run.weighed:

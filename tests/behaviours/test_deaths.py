@@ -107,7 +107,10 @@ def test_b16_a_changed_image_is_told_as_what_is_new(world: World) -> None:
 
 def test_b16_a_changed_config_map_is_told_by_its_key(world: World) -> None:
     world.apply(config_map("settings", {"MODE": "good", "OTHER": "same"}))
-    script = 'test "$MODE" = good || { echo "mode $MODE is unknown"; exit 4; }; until [ -e /tmp/end ]; do sleep 0.1; done; exit 6'
+    script = (
+        'test "$MODE" = good || { echo "mode $MODE is unknown"; exit 4; }; '
+        "until [ -e /tmp/end ]; do sleep 0.1; done; exit 6"
+    )
     fields: Object = {"envFrom": [{"configMapRef": {"name": "settings"}}], "readinessProbe": READY}
     world.apply(pod("p", container(script, **fields)))
     world.ready("p")

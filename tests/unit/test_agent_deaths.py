@@ -146,6 +146,18 @@ def test_the_certificate_says_what_the_run_was() -> None:
     assert death.lastHealthyAt.seconds == int(NOW) + 20  # it had run well for as long as unprobed runs must
 
 
+def test_an_end_that_is_told_before_its_start_is_certified_with_both() -> None:
+    driver = Driver(make_pod(policy="Never"))
+    driver.begin()
+    driver.settle(keep=lambda step: isinstance(step, i.Start))
+    driver.now += 3
+    driver.send(i.ContainerExited(ContainerID(UID, "app", 0), Exit(3, 0, False, driver.now)))
+    assert not [step for step in driver.open if isinstance(step, i.Bury)]
+    driver.settle()
+    (death,) = driver.deaths
+    assert death.HasField("startedAt") and death.cause.startswith("exit code 3: ")
+
+
 def test_each_failed_run_has_its_own_also_over_a_restart_of_the_agent() -> None:
     driver = running()
     for code in (1, 2, 3):

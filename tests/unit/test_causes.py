@@ -121,6 +121,14 @@ def test_a_crash_loop_is_told_with_its_cause_changes_and_last_lines() -> None:
     assert [one["exitCode"] for one in as_tree(story)["deaths"]] == [1]
 
 
+def test_deaths_alike_are_told_once() -> None:
+    dead = [death(attempt=n, code=3, logTail=["boom"]) for n in (1, 2, 3)] + [death(attempt=0, code=4)]
+    lines = text(reasons.of_pod(looping(), [], dead), NOW, 10)
+    assert [line for line in lines if line.startswith("  likewise")] == [
+        f"  likewise 20s ago (run {n})" for n in (3, 2)
+    ]
+
+
 def test_a_container_that_ends_well_again_and_again_is_told_what_it_needs() -> None:
     assert "restartPolicy Always starts it again" in told(reasons.of_pod(looping(0), [], []))
 
@@ -143,7 +151,9 @@ def test_a_pod_that_is_not_ready_tells_its_probe_and_warnings() -> None:
         conditions=[o.Condition(type="Ready", status="False", message="main: readiness probe failed: HTTP 503")],
     )
     warning = o.Event(type="Warning", reason="Slow", message="is slow", count=3)
-    said = told(reasons.of_pod(unready, [warning], []))
+    again = o.Event(type="Warning", reason="Unhealthy", message="readiness probe failed: HTTP 503")
+    said = told(reasons.of_pod(unready, [warning, again], []))
+    assert said.count("HTTP 503") == 1
     assert "readiness probe failed: HTTP 503" in said and "Slow: is slow (x3)" in said
 
 

@@ -49,7 +49,8 @@ def of_pod(pod: o.Pod, events: Sequence[o.Event], deaths: Sequence[o.Death]) -> 
     findings += [*_unready(pod)] if not findings else []
     shown = [death for death in own if death.reason != AFTER_GRACE][:MOST_DEATHS]
     wrong = bool(findings)
-    findings += _warnings(events)
+    told = " ".join(one.text for one in findings)
+    findings += [one for one in _warnings(events) if one.text not in told]
     return Story(f"pod/{pod.metadata.name}", pod.metadata.namespace, _headline(pod, wrong), wrong, findings, shown)
 
 
@@ -242,7 +243,7 @@ def of_node(node: o.Node, pods: Sequence[o.Pod]) -> Story:
     findings = [
         Finding("node", one.reason or one.type, one.message or f"{one.type} is {one.status}")
         for one in node.status.conditions
-        if one.status != ("True" if one.type == "Ready" else "False")
+        if one.status != ("True" if one.type.endswith("Ready") else "False")
     ]
     for taint in node.spec.taints:
         value = f"={taint.value}" if taint.value else ""

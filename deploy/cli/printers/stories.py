@@ -14,6 +14,7 @@ from shoal.proto.walker import to_tree
 
 WIDTH = 110
 PROBES_SHOWN = 3
+MORE_LINES = 3  # of the logs of deaths before the last
 
 
 def as_tree(story: Story) -> dict[str, Any]:
@@ -33,12 +34,25 @@ def text(story: Story, now: float, lines: int, *, colours: bool = False) -> list
     head = _paint(clean(story.headline), "red" if story.wrong else "green", colours)
     out = [head, *(line for one in story.findings for line in _finding(one, colours))]
     told = {one.text for one in story.findings}
-    for number, death in enumerate(story.deaths):
-        out += ["", *_death(death, now, lines if number == 0 else min(lines, 3), told)]
+    seen: list[o.Death] = []
+    for death in story.deaths:
+        alike = next((one for one in seen if _same(one, death)), None)
+        if alike is None:
+            seen.append(death)
+            out += ["", *_death(death, now, lines if len(seen) == 1 else min(lines, MORE_LINES), told)]
+        else:
+            when = age(now - death.finishedAt.seconds)
+            out.append(f"  likewise {when} ago (run {death.attempt + 1})")
     if story.deaths:
         names = story.deaths[0].metadata.name
         out += ["", f"More: shoal describe death {clean(names)}"]
     return out
+
+
+def _same(one: o.Death, other: o.Death) -> bool:
+    """Of one crash loop: only its measurements and times differ."""
+    fields = ("container", "reason", "exitCode", "signal", "message", "changes", "logTail")
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
 def _paint(line: str, colour: str, on: bool) -> str:
@@ -47,10 +61,10 @@ def _paint(line: str, colour: str, on: bool) -> str:
 
 def _finding(one: Finding, on: bool) -> Iterator[str]:
     about = "" if one.about == "pod" else f"{one.about}: "
-    head = f"{about}{one.what}: " if one.what else about
+    head = about if one.text.startswith(one.what) else f"{about}{one.what}: "
     wrapped = _wrapped(f"{head}{one.text}", "  ")
     first = next(wrapped)
-    yield first.replace(f"{one.what}:", f"{_paint(one.what, 'yellow', on)}:", 1) if one.what else first
+    yield first.replace(one.what, _paint(one.what, "yellow", on), 1) if one.what else first
     yield from wrapped
 
 
