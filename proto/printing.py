@@ -17,6 +17,7 @@ _PLAIN = re.compile(
     r"[A-Za-z/_][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./(),-]+)*(?:[:@=+][A-Za-z0-9_./+@=-]+)*",
     re.ASCII,
 )
+_BEYOND = re.compile(r"[^\x00-\x7e]")
 _RESERVED = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"})
 _QUOTED_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0"}
 
@@ -25,7 +26,14 @@ def to_json(message: Message | dict[str, Any], *, indent: int | None = 4) -> str
     """JSON as kubectl prints it; indent=None gives the compact form."""
     tree = to_tree(message) if isinstance(message, Message) else message
     separators = (",", ":") if indent is None else None
-    return json.dumps(tree, indent=indent, ensure_ascii=False, separators=separators)
+    return _odd_escaped(json.dumps(tree, indent=indent, ensure_ascii=False, separators=separators))
+
+
+def _odd_escaped(text: str) -> str:
+    """What a terminal could obey, or cannot show, as \\uXXXX: beyond ASCII it stands in strings only."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return _BEYOND.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
 
 
 def to_yaml(message: Message | dict[str, Any]) -> str:

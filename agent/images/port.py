@@ -6,13 +6,25 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Protocol
 
+MAX_MESSAGE = 2000  # characters
+
+
+def in_short(text: str) -> str:
+    """Printable, so that it can be encoded and shown, and with its middle left out where it is long."""
+    if len(text) > MAX_MESSAGE:
+        half = MAX_MESSAGE // 2 - 10
+        text = f"{text[:half]} [...] {text[-half:]}"
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+
 
 class ImageFault(Exception):
     """An image could not be used. `reason` is Kubernetes' word (ErrImagePull, ErrImageNeverPull, InvalidImageName,
     ImageInspectError, RegistryUnavailable) or one of BadArchive, BadDigest, BadPath, TooLarge, NoSpace, InUse,
-    NotFound, Unauthorized. `retry_after` is what the registry asked for, in seconds; 0 when it did not."""
+    NotFound, Unauthorized. `retry_after` is what the registry asked for, in seconds; 0 when it did not. The message may
+    repeat a stranger's words: it is kept short and printable, for it becomes a part of statuses."""
 
     def __init__(self, reason: str, message: str, retry_after: float = 0.0) -> None:
+        message = in_short(message)
         super().__init__(message)
         self.reason = reason
         self.message = message

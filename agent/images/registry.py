@@ -15,9 +15,9 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import aiohttp
@@ -29,18 +29,22 @@ from shoal.agent.images.port import Credential, ImageFault
 from shoal.agent.images.settings import Endpoint, Settings, endpoints, is_loopback, own_endpoint
 from shoal.agent.images.streams import KIB, MIB, digest_of
 
+T = TypeVar("T")
 ACCEPT = ", ".join((*oci.MANIFEST_TYPES, *oci.INDEX_TYPES))
 MAX_REDIRECTS = 5
 MAX_ERROR = 64 * KIB  # bytes of an error's body that are read
 MAX_SHOWN = 300  # characters of a registry's own words
 MAX_MANIFEST, MAX_CONFIG, MAX_TOKEN, MAX_TAGS = 4 * MIB, 8 * MIB, 64 * KIB, 256 * KIB
 MAX_TOKENS_HELD = 1000
+MAX_TAG = 128  # characters
 TOKEN_LIFE_S, TOKEN_MARGIN_S = 60.0, 5.0  # the protocol's default; renewed a little before
 READ_BUFFER = 512 * KIB
 CONNECTIONS = 16
 SLOWEST_BYTES, WINDOW_S = 64 * KIB, 60.0  # fewer bytes in so many seconds is a stall
 RETRIED = (429, 500, 502, 503, 504)
 REDIRECTS = (301, 302, 303, 307, 308)
+# What reading a stranger's JSON can raise: also deep nesting, and numbers beyond any float.
+NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 LOST = (aiohttp.ClientError, ConnectionError, TimeoutError, OSError)
 
 
@@ -239,8 +243,8 @@ class Repository:
         try:
             _, data = await self._document(f"{self.path}/tags/list?n={most}", "the tags", MAX_TAGS, {})
             listed = json.loads(data).get("tags") or []
-            return [tag for tag in listed if isinstance(tag, str)]
-        except (ImageFault, ValueError, AttributeError):
+            return [tag for tag in listed if isinstance(tag, str) and len(tag) <= MAX_TAG]
+        except (ImageFault, *NONSENSE):
             return []
 
     async def _document(
@@ -323,7 +327,7 @@ class Repository:
         while True:
             try:
                 given = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
-                opened = await self._authorized(method, path, given, data, accept, what)
+                opened = await self._in_time(self._authorized(method, path, given, data, accept, what), what)
                 break
             except Retry as retry:
                 failures += 1
@@ -336,6 +340,14 @@ class Repository:
             yield opened
         finally:
             opened.close()
+
+    async def _in_time(self, asking: Coroutine[Any, Any, T], what: str) -> T:
+        """Until an answer begins, its token included: one that comes byte by byte is none. Raises Retry."""
+        try:
+            async with asyncio.timeout(self._owner.patience.answer_s):
+                return await asking
+        except TimeoutError as error:
+            raise Retry(self._unreachable(error, what)) from error
 
     async def _authorized(
         self,
@@ -417,7 +429,7 @@ class Repository:
             where = response.headers.get("Location", "")
             response.close()
             if not where:
-                raise self._odd(response.status, url)
+                raise self._odd(response.status, urlsplit(url).netloc)
             following = self._same_trust(url, where)
             if urlsplit(following).netloc != urlsplit(url).netloc:
                 sent.pop("Authorization", None)
@@ -426,8 +438,11 @@ class Repository:
 
     def _same_trust(self, url: str, where: str) -> str:
         """A Location made whole. Raises ImageFault where it leaves https."""
-        following = urljoin(url, where)
-        scheme = urlsplit(following).scheme
+        try:
+            following = urljoin(url, where)
+            scheme = urlsplit(following).scheme
+        except ValueError:  # such as half of an IPv6 address
+            following = scheme = ""
         if scheme not in ("http", "https") or (urlsplit(url).scheme == "https" and scheme == "http"):
             raise ImageFault(
                 "RegistryUnavailable",
@@ -470,7 +485,10 @@ class Repository:
 
     async def _fetch_token(self, challenge: auth.Challenge, registry_url: str, what: str) -> None:
         realm = challenge.parameters.get("realm", "")
-        parts = urlsplit(realm)
+        try:
+            parts = urlsplit(realm)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ImageFault("RegistryUnavailable", f"{self.endpoint} names {realm[:200]!r} as its token service")
         if parts.scheme == "http" and urlsplit(registry_url).scheme == "https" and not is_loopback(parts.netloc):
@@ -506,7 +524,7 @@ class Repository:
             life_s = float(document.get("expires_in") or TOKEN_LIFE_S)
             if not isinstance(token, str) or not token.isprintable():
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except NONSENSE:
             raise ImageFault(
                 "RegistryUnavailable", f"the token service of {self.endpoint} answered with something else than a token"
             ) from None
@@ -570,7 +588,7 @@ def words_of(body: bytes) -> str:
     try:
         errors = json.loads(body).get("errors") or []
         texts = [f"{one.get('message') or ''} ({one.get('code') or '?'})".strip() for one in errors]
-    except (ValueError, AttributeError, RecursionError, TypeError):
+    except NONSENSE:
         return ""
     text = "; ".join(texts)
     return "".join(char if char.isprintable() else " " for char in text)[:MAX_SHOWN]

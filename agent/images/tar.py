@@ -40,6 +40,7 @@ _KINDS = {
 _TIME = re.compile(rb"-?[0-9]{1,10}(?:\.[0-9]{0,30})?(?:e-[0-9]{1,3})?")
 XATTR = b"SCHILY.xattr."
 _KEPT = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
+_SPARSE = tuple(b"GNU.sparse." + name for name in (b"name", b"major", b"realsize", b"size", b"map"))
 
 
 @dataclass(slots=True)
@@ -200,19 +201,19 @@ class Tar:
 
     def _sparse_map(self, entry: Entry) -> list[int]:
         """Format 1.0: the map is decimal lines before the data, padded to a block."""
-        text = b""
-        while True:
+        text, lines, wanted = bytearray(), 0, 0
+        while not wanted or lines < wanted:
             block = self._take(BLOCK)
             self._left -= BLOCK
             if len(block) < BLOCK or self._left < 0 or len(text) > MAX_HEADER:
                 raise self._bad(f"the sparse map of {_shown(entry.name)} is cut off or too long")
             text += block
-            lines = text.split(b"\n")
-            wanted = 1 + 2 * self._decimal(lines[0], "sparse map") if len(lines) > 1 else 0
+            lines += block.count(b"\n")  # each byte is looked at once: entries are many
+            if lines and not wanted:
+                wanted = 1 + 2 * self._decimal(bytes(text[: text.index(b"\n")]), "sparse map")
             if wanted > 2 * MAX_SEGMENTS:
                 raise self._bad(f"the sparse map of {_shown(entry.name)} is too long")
-            if wanted and len(lines) > wanted:
-                return [self._decimal(line, "sparse map") for line in lines[1:wanted]]
+        return [self._decimal(line, "sparse map") for line in bytes(text).split(b"\n")[1:wanted]]
 
     def _pax(self, data: bytes, target: dict[bytes, bytes], xattrs: dict[str, bytes]) -> None:
         at = 0
@@ -229,7 +230,7 @@ class Tar:
                 xattrs[key[len(XATTR) :].decode("utf-8", "surrogateescape")] = value
             elif key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
                 pieces.append(value)
-            elif (key in _KEPT or key.startswith(b"GNU.sparse.")) and value:
+            elif (key in _KEPT or key in _SPARSE) and value:  # no others: global ones stay to the end
                 target[key] = value
             elif key in _KEPT:
                 target.pop(key, None)

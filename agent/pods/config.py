@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shoal.agent.objects import Objects
 from shoal.agent.pods import downward
-from shoal.agent.pods.spec import NodeFacts, expand
+from shoal.agent.pods.spec import MAX_WORDS, NodeFacts, TooLong, expand
 from shoal.agent.volumes.port import Missing
 from shoal.proto.references import CONFIG_MAP, SECRET
 from shoal.proto.v1 import objects_pb2 as o
@@ -54,17 +54,36 @@ def environment(pod: o.Pod, container: o.Container, objects: Objects, node: Node
     """The container's own variables. Raises Unresolved."""
     where = container_path(pod, container)
     env: dict[str, str] = {}
+    total = 0
     for number, source in enumerate(container.envFrom):
-        env.update(_env_from(pod, source, objects, f"{where}.envFrom[{number}]"))
+        field = f"{where}.envFrom[{number}]"
+        total = _put(env, _env_from(pod, source, objects, field), total, field)
     for number, variable in enumerate(container.env):
         field = f"{where}.env[{number}]"
-        if not variable.HasField("valueFrom"):
-            env[variable.name] = expand(variable.value, env)
-            continue
-        value = _value_from(pod, container, variable.valueFrom, objects, node, pod_ip, f"{field}.valueFrom")
+        value: str | None
+        if variable.HasField("valueFrom"):
+            value = _value_from(pod, container, variable.valueFrom, objects, node, pod_ip, f"{field}.valueFrom")
+        else:
+            value = _expanded(variable.value, env, f"{field}.value")
         if value is not None:
-            env[variable.name] = value
+            total = _put(env, {variable.name: value}, total, field)
     return env
+
+
+def _put(env: dict[str, str], more: Mapping[str, str], total: int, field: str) -> int:
+    """Adds variables to `total` characters of others, and gives the new total. Raises Unresolved."""
+    total += sum(len(name) + len(value) for name, value in more.items())
+    if total > MAX_WORDS:
+        raise Unresolved(Missing(f"the variables have over {MAX_WORDS} characters together: mount volumes", field))
+    env.update(more)
+    return total
+
+
+def _expanded(text: str, env: Mapping[str, str], field: str) -> str:
+    try:
+        return expand(text, env)
+    except TooLong as fault:
+        raise Unresolved(Missing(str(fault), field)) from fault
 
 
 def container_path(pod: o.Pod, container: o.Container) -> str:

@@ -34,7 +34,13 @@ HOSTS = (
     "::1\tlocalhost ip6-localhost ip6-loopback\n"
     "fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
 )
+MAX_WORD = 128 * 1024 - 1  # characters that references may make of one text: execve takes no more (MAX_ARG_STRLEN)
+MAX_WORDS = 4 << 20  # characters of a container's variables, and of its arguments: execve takes less
 _REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
+
+
+class TooLong(ValueError):
+    """References make a text longer than any process could take it; the message says of how many characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +196,7 @@ def command(container: o.Container, image: Image, env: Mapping[str, str]) -> Seq
         argv = [*image.config.entrypoint, *(container.args or image.config.cmd)]
     if container.command or container.args:
         own = len(container.command) + len(container.args)
-        argv = argv[: len(argv) - own] + [expand(word, env) for word in argv[len(argv) - own :]]
+        argv = argv[: len(argv) - own] + _expanded(argv[len(argv) - own :], env, container.name)
     if not argv:
         raise StartError(
             CREATE_ERROR,
@@ -200,6 +206,20 @@ def command(container: o.Container, image: Image, env: Mapping[str, str]) -> Seq
     return tuple(argv)
 
 
+def _expanded(words: Iterable[str], env: Mapping[str, str], container: str) -> list[str]:
+    """Raises StartError for what references make too long."""
+    found, total = list[str](), 0
+    try:
+        for word in words:
+            found.append(expand(word, env))
+            total += len(found[-1])
+            if total > MAX_WORDS:
+                raise TooLong(f"they have over {MAX_WORDS} characters together")
+    except TooLong as fault:
+        raise StartError(CONFIG_ERROR, f"container {container}: command and args: {fault}") from fault
+    return found
+
+
 def base_environment(host: str) -> dict[str, str]:
     """What every container has, unless its image or manifest says otherwise. HOME is the runtime's to find: it stands
     in the image's passwd."""
@@ -207,7 +227,11 @@ def base_environment(host: str) -> dict[str, str]:
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
-    """`$(NAME)` becomes its value, `$$` becomes `$`; an unknown name stays as it is written."""
+    """`$(NAME)` becomes its value, `$$` becomes `$`; an unknown name stays as it is written. Raises TooLong: values
+    that name each other twice would double in length each time."""
+    grown = sum(len(env.get(name, "")) for name in references_in(text))
+    if grown > MAX_WORD:
+        raise TooLong(f"$(NAME) makes {grown} characters of {text[:40]!r}: at most {MAX_WORD} can be passed")
 
     def value(match: re.Match[str]) -> str:
         name = match[1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from shoal.agent.objects import Objects
 from shoal.agent.pods import downward
 from shoal.agent.pods.config import Unresolved, container_path, find, no_key
-from shoal.agent.pods.spec import NodeFacts, amounts, expand, references_in
+from shoal.agent.pods.spec import NodeFacts, TooLong, amounts, expand, references_in
 from shoal.agent.runtime.port import Mount
 from shoal.agent.volumes.port import EmptyDir, File, Files, HostPath, Local, Missing, Prepared, VolumeSource, VolumeSpec
 from shoal.proto import quantity
@@ -16,6 +16,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 FAILED_MOUNT = "FailedMount"
 DEFAULT_MODE = 0o644
+MAX_FILES_BYTES = 32 << 20  # of one volume of files: they lie in the node's memory, or on its disk, and nobody counts
 FILES = ("configMap", "secret", "downwardAPI", "projected")  # kinds that containers never write to
 Table = dict[str, File]  # relative path -> file
 
@@ -192,7 +193,11 @@ def _downward(
 
 
 def _checked(table: Table, field: str) -> Table:
-    """No path leaves the volume, and none is a file and a folder at once. Raises Unresolved."""
+    """No path leaves the volume, none is a file and a folder at once, and one key under many paths fills no node.
+    Raises Unresolved."""
+    size = sum(len(file.content) for file in table.values())
+    if size > MAX_FILES_BYTES:
+        raise _held(f"its files have {size >> 20} MiB together, at most {MAX_FILES_BYTES >> 20} are written", field)
     for path in table:
         parts = path.split("/")
         if not path or path.startswith(("/", "..")) or any(part in ("", ".", "..") for part in parts) or "\0" in path:
@@ -244,7 +249,10 @@ def _sub_path(wanted: o.VolumeMount, env: Mapping[str, str], field: str) -> str:
     unknown = [name for name in references_in(wanted.subPathExpr) if name not in env]
     if unknown:
         raise Unresolved(Missing(f"{wanted.subPathExpr!r} names {unknown[0]}, which the container has not", field))
-    return _inside(expand(wanted.subPathExpr, env), wanted.subPathExpr, field)
+    try:
+        return _inside(expand(wanted.subPathExpr, env), wanted.subPathExpr, field)
+    except TooLong as fault:
+        raise Unresolved(Missing(str(fault), field)) from fault
 
 
 def _inside(path: str, written: str, field: str) -> str:

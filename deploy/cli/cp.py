@@ -15,6 +15,7 @@ import click
 from shoal.deploy.cli.completing import containers
 from shoal.deploy.cli.failures import USAGE, CommandError
 from shoal.deploy.cli.options import Session, with_session
+from shoal.deploy.cli.printers.text import clean
 
 if TYPE_CHECKING:
     from shoal.proto.v1 import session_pb2 as s
@@ -109,7 +110,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         self.finish()
-        print(line, file=sys.stderr)
+        print(clean(line), file=sys.stderr)
 
     def finish(self) -> None:
         if self._wide:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from shoal.deploy.cli.failures import FAILED, CommandError
+from shoal.deploy.cli.printers.text import lines_of
 from shoal.proto.v1 import session_pb2 as s
 
 
@@ -19,7 +20,7 @@ def copy_out(frames: Iterator[s.TunnelFrame]) -> int:
         elif kind == "stderr":
             _write(sys.stderr.buffer, frame.stderr)
         elif kind == "progress":
-            print(frame.progress, file=sys.stderr)
+            print(lines_of(frame.progress), file=sys.stderr)
         elif kind == "end":
             if frame.end.error:
                 raise CommandError(frame.end.error, frame.end.exit_code or FAILED)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from shoal.deploy.cli.client import Client
 from shoal.deploy.cli.failures import CommandError, Refused
 from shoal.deploy.cli.follow import follow
+from shoal.deploy.cli.printers.text import lines_of
+from shoal.deploy.cli.tamed import Tamer
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
@@ -44,7 +46,7 @@ class Source:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(lines_of(text), file=sys.stderr, flush=True)
 
 
 # ---- one log ----
@@ -161,11 +163,14 @@ def prefix_of(source: Source, *, colour: bool) -> bytes:
 
 
 class Output:
-    """Our standard output, shared by all streams: a lone one goes through as it is, others line by line."""
+    """Our standard output, shared by all streams: a lone one goes through as it is, others line by line. On a terminal
+    it is tamed: whoever writes a log must not drive the terminal of whoever reads it."""
 
     def __init__(self, *, alone: bool, prefix: bool) -> None:
         self._alone, self._prefix = alone and not prefix, prefix
-        self._colour = prefix and sys.stdout.isatty()
+        terminal = sys.stdout.isatty()
+        self._colour = prefix and terminal
+        self._tamer = Tamer() if terminal else None
         self._lock = threading.Lock()
 
     def copy(self, source: Source, pieces: Iterable[bytes]) -> None:
@@ -174,11 +179,13 @@ class Output:
             for piece in pieces:
                 self._write(piece if self._alone else lines.feed(piece))
         finally:
-            self._write(lines.finish())
+            self._write(lines.finish(), last=True)
 
-    def _write(self, data: bytes) -> None:
-        if data:
-            with self._lock:
+    def _write(self, data: bytes, *, last: bool = False) -> None:
+        with self._lock:
+            if self._tamer is not None:
+                data = self._tamer.feed(data) + (self._tamer.finish() if last else b"")
+            if data:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
 

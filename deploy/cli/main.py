@@ -15,6 +15,7 @@ import click
 
 from shoal import __version__
 from shoal.deploy.cli.failures import FAILED, INTERRUPTED, OK, USAGE, CommandError
+from shoal.deploy.cli.printers.text import lines_of
 
 # verb -> what it does; the module of the same name is imported when the verb is used
 VERBS = {
@@ -145,7 +146,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _say(text: str) -> None:
     try:
-        print(text, file=sys.stderr)
+        print(lines_of(text), file=sys.stderr)
     except OSError:
         pass
 

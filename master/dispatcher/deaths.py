@@ -49,8 +49,8 @@ def judge(view: View, node: str, death: o.Death, now: float) -> Verdict:
 
 
 def _names(name: str, pod: o.Pod) -> bool:
-    *_, attempt, start = name.split(".")
-    return bool(start) and attempt.isdecimal() and pod.metadata.uid.startswith(start)
+    rest, _, start = name.rpartition(".")
+    return bool(start) and rest.rpartition(".")[2].isdecimal() and pod.metadata.uid.startswith(start)
 
 
 def certificate(pod: o.Pod, node: str, death: o.Death, now: float) -> o.Death:

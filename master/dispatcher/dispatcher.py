@@ -371,7 +371,7 @@ class Dispatcher:
         elif which == "volumes_removed":
             self._writer.submit_freed(session, message.volumes_removed.names)
         elif which == "resync":
-            log.info("node %s asks for everything anew: %s", session.peer.node, message.resync.why[:200])
+            log.info("node %s asks for everything anew: %r", session.peer.node, message.resync.why[:200])
             session.request_complete()
         else:
             log.warning("node %s: a second Hello or an unknown message ends its session", session.peer.node)

@@ -105,27 +105,34 @@ class StatusWriter:
         """One change per pod and node at most: an agent's later report holds all of the earlier."""
         latest: dict[tuple[str, ...], Change | None] = {}
         for item in batch:
-            node = item.session.peer.node
-            if item.node is not None:
-                latest[(node, "")] = nodes.reported(node, item.node)
-            for report in item.pods:
-                verdict = statuses.judge(self._store.view, node, report)
-                if verdict.refused:
-                    self._refused(node, verdict.refused)
-                else:
-                    latest[(node, report.uid)] = verdict.change
-            for death in item.deaths:
-                judged = deaths.judge(self._store.view, node, death, self._now())
-                if judged.refused:
-                    self._refused(node, judged.refused)
-                latest[(node, death.pod.uid, death.metadata.name)] = judged.change
-            for name in item.freed:
-                change = deliveries.freed(self._store.view, node, name)
-                if isinstance(change, str):
-                    self._refused(node, change)
-                else:
-                    latest[(node, "volume", name)] = change
+            try:
+                self._judge(item, latest)
+            except Exception:  # what one node says must not end the statuses of all
+                log.exception("node %s: a report cannot be read", item.session.peer.node)
+                self._counters.refused_reports += 1
         return [change for change in latest.values() if change is not None]
+
+    def _judge(self, item: _Item, latest: dict[tuple[str, ...], Change | None]) -> None:
+        node = item.session.peer.node
+        if item.node is not None:
+            latest[(node, "")] = nodes.reported(node, item.node)
+        for report in item.pods:
+            verdict = statuses.judge(self._store.view, node, report)
+            if verdict.refused:
+                self._refused(node, verdict.refused)
+            else:
+                latest[(node, report.uid)] = verdict.change
+        for death in item.deaths:
+            judged = deaths.judge(self._store.view, node, death, self._now())
+            if judged.refused:
+                self._refused(node, judged.refused)
+            latest[(node, death.pod.uid, death.metadata.name)] = judged.change
+        for name in item.freed:
+            change = deliveries.freed(self._store.view, node, name)
+            if isinstance(change, str):
+                self._refused(node, change)
+            else:
+                latest[(node, "volume", name)] = change
 
     def _refused(self, node: str, why: str) -> None:
         self._counters.refused_reports += 1

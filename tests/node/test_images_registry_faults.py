@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -319,6 +320,76 @@ async def test_odd_token_services(store: ImageStore, odd: Odd) -> None:
     await fails(store, odd, "as its token service", reason="RegistryUnavailable")
     odd.before = bearer("http://127.0.0.1:1/token")
     await fails(store, odd, "the token service 127.0.0.1:1", reason="RegistryUnavailable")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        b"[" * 60_000,
+        b'{"token": "t", "expires_in": 1' + b"0" * 400 + b"}",
+        b'{"token": {"a": 1}}',
+        b"5",
+        b'{"token": "a\\r\\nb"}',
+    ],
+)
+async def test_a_token_service_cannot_make_the_agent_stumble(store: ImageStore, odd: Odd, token: bytes) -> None:
+    async def before(request: web.Request) -> web.StreamResponse | None:
+        if request.path == "/token":
+            return web.Response(body=token)
+        header = f'Bearer realm="http://{odd.address}/token"'
+        return web.Response(status=401, headers={"WWW-Authenticate": header})
+
+    odd.before = before
+    await fails(store, odd, "something else than a token", reason="RegistryUnavailable")
+
+
+async def test_half_an_address_leads_nowhere(store: ImageStore, odd: Odd) -> None:
+    odd.before = on("/manifests/", always(lambda: web.Response(status=302, headers={"Location": "http://[::1"})))
+    await fails(store, odd, "leads from http to nowhere", reason="RegistryUnavailable")
+    header = {"WWW-Authenticate": 'Bearer realm="http://[::1/token"'}
+    odd.before = on("/manifests/", always(lambda: web.Response(status=401, headers=header)))
+    await fails(store, odd, "as its token service", reason="RegistryUnavailable")
+
+
+@pytest.mark.parametrize("body", [b'{"tags": 5}', b"[" * 60_000, b'{"tags": ["\\ud800\\u001b[2J", 7]}'])
+async def test_odd_lists_of_tags_are_no_hint(store: ImageStore, odd: Odd, body: bytes) -> None:
+    odd.before = on("/tags/list", always(lambda: web.Response(body=body)))
+    with pytest.raises(ImageFault) as caught:
+        await store.pull(f"{odd.address}/a/b:1")
+    assert caught.value.reason == "NotFound"
+    assert caught.value.message.isprintable()
+
+
+async def test_what_an_image_says_stays_short_and_printable_in_the_fault(store: ImageStore, odd: Odd) -> None:
+    """It becomes the pod's status: one of several MiB would end the agent's session, again and again."""
+    odd.publish(layout(b"x"))
+    kind = "application/vnd.oci.image.index.v1+json"
+    digest = "sha256:" + "0" * 64
+    platform = {"os": "\ud800\x1b[2J" + "y" * MIB, "architecture": "s390x"}
+    listed = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1}
+    body = json.dumps({"schemaVersion": 2, "manifests": [{**listed, "platform": platform}]}).encode()
+    odd.manifests["1"] = (body, kind)
+    with pytest.raises(ImageFault) as caught:
+        await store.pull(f"{odd.address}/a/b:1")
+    assert "there is no image for linux/amd64" in caught.value.message
+    assert len(caught.value.message) <= 2000 and caught.value.message.isprintable()
+
+
+async def test_headers_that_trickle_are_no_answer(store: ImageStore, odd: Odd) -> None:
+    """Each byte comes in time, and the answer never."""
+
+    async def trickle(request: web.Request) -> web.StreamResponse | None:
+        assert request.transport is not None
+        while not request.transport.is_closing():
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await asyncio.sleep(0.05)
+        return web.Response()
+
+    odd.publish(layout(b"x"))
+    layer = next(digest for digest, data in odd.blobs.items() if data.startswith(b"\x1f\x8b"))
+    odd.before = on("/blobs/" + layer, trickle)
+    async with asyncio.timeout(WAIT_S):
+        await fails(store, odd, "does not answer in time", reason="RegistryUnavailable")
 
 
 async def test_a_mirror_that_lies_or_lacks_a_layer_does_no_harm(odd: Odd, tmp_path: Path) -> None:

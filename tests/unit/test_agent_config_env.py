@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.agent.images.port import Image, ImageConfig
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods import downward
 from shoal.agent.pods.config import Unresolved, environment, is_variable_name
-from shoal.agent.pods.spec import NodeFacts
+from shoal.agent.pods.spec import NodeFacts, command
+from shoal.agent.runtime.port import StartError
 from shoal.proto.v1 import objects_pb2 as o
 
 NODE = NodeFacts("n1", "10.0.0.7", 1 << 30, "/logs", allocatable={"cpu": 1900, "memory": 900 << 20})
@@ -78,6 +80,26 @@ def test_env_from_comes_first_and_env_wins_and_may_refer_to_it() -> None:
         "1.two": "y",
         "both": "red blue $(colour)",
     }
+
+
+def test_variables_that_double_each_other_are_refused_before_they_fill_the_memory() -> None:
+    bomb = [o.EnvVar(name="V0", value="x" * 1000)]
+    bomb += [o.EnvVar(name=f"V{n}", value=f"$(V{n - 1})" * 10) for n in range(1, 30)]
+    assert "spec.containers[0].env[3].value" in refusal(env=bomb)
+    assert len(env_of(env=bomb[:3])["V2"]) == 100_000
+    many = [o.EnvVar(name="V", value="x" * 100_000), *(o.EnvVar(name=f"W{n}", value="$(V)") for n in range(100))]
+    assert "characters together" in refusal(env=many)
+
+
+def test_arguments_that_references_make_too_long_are_refused() -> None:
+    image = Image("sha256:1", "sha256:2", (), 1, ("/l",), ImageConfig())
+    main = o.Container(name="main", command=["true"], args=["$(V)" * 3])
+    with pytest.raises(StartError, match=r"container main: command and args: \$\(NAME\) makes 300000 characters"):
+        command(main, image, {"V": "x" * 100_000})
+    del main.args[:]
+    main.args.extend(["$(V)"] * 100)
+    with pytest.raises(StartError, match="characters together"):
+        command(main, image, {"V": "x" * 100_000})
 
 
 def test_values_from_elsewhere_are_not_expanded() -> None:

@@ -1,7 +1,12 @@
 """What the command prints, from messages alone."""
 
-import pytest
+import json
 
+import pytest
+import yaml
+
+from shoal.deploy.cli import main
+from shoal.deploy.cli.frames import copy_out
 from shoal.deploy.cli.options import DURATION
 from shoal.deploy.cli.printers import reasons, status, text
 from shoal.deploy.cli.printers.details import describe
@@ -9,8 +14,11 @@ from shoal.deploy.cli.printers.happenings import derived, with_derived
 from shoal.deploy.cli.printers.images import Found, found_images, row
 from shoal.deploy.cli.printers.tables import COLUMNS, headings, row_of
 from shoal.deploy.cli.printers.whole import sort_value, whole_text
+from shoal.deploy.cli.tamed import Tamer
 from shoal.proto.kinds import CLASSES
+from shoal.proto.printing import to_json, to_yaml
 from shoal.proto.v1 import objects_pb2 as o
+from shoal.proto.v1 import session_pb2 as s
 
 NOW = 1_800_000_000.0
 
@@ -98,6 +106,32 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert text.clean("a\x1b[31mb\nc") == "a\N{REPLACEMENT CHARACTER}[31mb c"
     hostile = pod(phase="Running", reason="\x1b]0;owned\x07")
     assert "\x1b" not in "".join(row_of(hostile, NOW)) + "".join(describe(hostile, NOW, []))
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_a_log_cannot_drive_the_terminal_but_may_be_coloured(cut: int) -> None:
+    log = b"\x1b[1;31mred\x1b[0m \x1b]52;c;cm0gLXJmCg==\x07\x1b[2J \xc2\x9b31m \xc3\xa4\x7f\x1b[\r\n\tok\x1b"
+    tamer = Tamer()
+    shown = tamer.feed(log[:cut]) + tamer.feed(log[cut:]) + tamer.finish()
+    assert shown == (b"\x1b[1;31mred\x1b[0m ^[]52;c;cm0gLXJmCg==^G^[[2J M-^[31m \xc3\xa4^?^[[\r\n\tok^[")
+
+
+def test_errors_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    main._say("first\nsecond \x1b[2J")
+    assert capsys.readouterr().err == "first\nsecond \N{REPLACEMENT CHARACTER}[2J\n"
+    frames = [s.TunnelFrame(progress="\x1b]0;owned\x07"), s.TunnelFrame(end=s.TunnelEnd())]
+    assert copy_out(iter(frames)) == 0
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_json_and_yaml_cannot_drive_the_terminal_and_read_back_the_same() -> None:
+    value = "a\x1b[2J\x7f\x9b31m\u202eb\U000e0001\u00e4"
+    config = o.ConfigMap(kind="ConfigMap", data={"k": value})
+    for written in (to_json(config), to_yaml(config)):
+        assert written.replace("\n", "").isprintable()
+    assert yaml.safe_load(to_yaml(config))["data"]["k"] == value
+    assert json.loads(to_json(config))["data"]["k"] == value
+    assert "\u00e4" in to_json(config)
 
 
 def test_tables_stay_aligned_over_several_calls() -> None:

@@ -46,6 +46,7 @@ def test_a_certificate_gets_the_masters_head_and_is_taken_once() -> None:
         ("a", "web.app.0.other", "its name must be"),
         ("a", "web.app.x.uid", "its name must be"),
         ("a", "WEB", "its name must be"),
+        ("a", "web", "its name must be"),
         ("a", "", "its name must be"),
         ("a", "x" * 300, "its name must be"),
     ],

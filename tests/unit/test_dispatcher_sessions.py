@@ -373,6 +373,21 @@ async def test_another_nodes_pod_is_refused_and_an_unknown_one_ignored(bench: Be
     assert bench.pod("one").status.phase == "Pending"
 
 
+@pytest.mark.parametrize("name", ["web", "", ".", "web..", "0.uid-web", "x" * 1000])
+async def test_a_certificate_of_any_name_costs_only_itself(bench: Bench, name: str) -> None:
+    """One writer serves all nodes: what it could not read would end the leadership."""
+    await bench.store.write([Create(pod_on("a", "web")), Create(pod_on("b", "other"))])
+    honest, hostile = await bench.joined("b"), await bench.joined("a")
+    assert (await honest.hear_only("assignments")).assignments.upsert_nodes
+    told = report("web", "Running")
+    told.status.deaths.add(container="c", pod=o.ObjectReference(uid="uid-web")).metadata.name = name
+    hostile.say(told)
+    await hostile.hear_only("status_ack")
+    honest.say(report("other", "Running"))
+    await honest.hear_only("status_ack")
+    assert (bench.pod("web").status.phase, bench.pod("other").status.phase) == ("Running", "Running")
+
+
 async def test_a_deleted_pods_record_goes_when_the_agent_has_ended_it(bench: Bench) -> None:
     await bench.store.write([Create(pod_on("a", "one", "Running"))])
     stream = await bench.joined("a")

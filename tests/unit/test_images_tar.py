@@ -131,6 +131,27 @@ def test_lies_are_refused() -> None:
             entries(data)
 
 
+def test_a_long_sparse_map_is_read_in_one_go() -> None:
+    """Lines looked at once: reading each block anew made one entry of a kilobyte, packed, cost most of a minute."""
+    numbers = b"".join(b"%d\n1\n" % (2 * n) for n in range(70_000))
+    text = b"70000\n" + numbers
+    text += bytes(-len(text) % 512)
+    sparse = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "f")]
+    head = _raw("x", _records(*sparse, ("GNU.sparse.realsize", "140000")))
+    [(entry, _)] = entries(head + _raw("0", text + b"x" * 70_000, "f") + bytes(1024))
+    assert entry.segments is not None and entry.segments[-1] == (139_998, 1)
+
+
+def test_global_headers_keep_only_what_is_known() -> None:
+    """They stay to the end of the archive: each kept key would be memory for the asking."""
+    noise = b"".join(_raw("g", _records((f"GNU.sparse.{n}", "x" * 100), ("uid", "7"))) for n in range(10))
+    source = io.BytesIO(noise + _raw("0", b"", "f") + bytes(1024))
+    archive = Tar(source.read, "it")
+    [entry] = list(archive)
+    assert entry.uid == 7
+    assert set(archive._global) == {b"uid"}
+
+
 def _records(*pairs: tuple[str, str]) -> bytes:
     out = b""
     for key, value in pairs:

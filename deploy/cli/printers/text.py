@@ -74,6 +74,11 @@ def clean(text: str) -> str:
     return "".join(ch if ch.isprintable() else " " if ch in "\n\t\r" else "\N{REPLACEMENT CHARACTER}" for ch in text)
 
 
+def lines_of(text: str) -> str:
+    """The same, keeping its lines: messages for people."""
+    return "\n".join(clean(line) for line in text.split("\n"))
+
+
 def pairs(values: Mapping[str, str]) -> str:
     """Labels as a=b,c=d."""
     return ",".join(f"{key}={values[key]}" for key in sorted(values)) or NONE
