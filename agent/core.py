@@ -121,9 +121,7 @@ class Agent:
             ports.objects,
             self.deaths,
         )
-        self.worker = Worker(
-            node_ports, node, now, lambda report: self.outbox.put(report), meter, self._images_stale.set
-        )
+        self.worker = Worker(node_ports, node, now, self._send, meter, self._images_stale.set, self._tell)
         self.network = NodeNetwork(ports.network, self._network_changed)
         self.reclaimer = Reclaimer(ports.volumes, ports.objects, self.worker.machines, self._volumes_removed)
         folders = Folders(config.log_root, config.runs_root)
@@ -247,6 +245,12 @@ class Agent:
     def _network_changed(self) -> None:
         self.reporter.network_fault = self.network.fault
         self._node_changed()
+
+    def _send(self, report: s.PodReport) -> None:
+        self.outbox.put(report)
+
+    def _tell(self, happening: s.Happening) -> None:
+        self.outbox.put_happening(happening)
 
     def _volumes_removed(self, names: Sequence[str]) -> None:
         if self.session is not None:

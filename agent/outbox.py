@@ -1,7 +1,7 @@
-"""Statuses and death certificates on their way to the master: sent until acknowledged. Pure.
+"""Statuses, death certificates and happenings on their way to the master. Pure.
 
-Of each pod the newest status; every certificate. Statuses never wait for certificates, but a pod's last word leaves
-with or after its certificates: the master forgets the pod with it.
+Of each pod the newest status and every certificate are sent until acknowledged, happenings once. Statuses never wait
+for certificates, but a pod's last word leaves with or after its certificates: the master forgets the pod with it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from shoal.proto.v1 import session_pb2 as s
 log = logging.getLogger("shoal.agent.outbox")
 MAX_PODS = 200  # per report: below 1 MiB with room to spare
 MAX_DEATHS = 20  # per report; a certificate has about 20 KiB at most
+MAX_HAPPENINGS = 100  # per report
+KEPT_HAPPENINGS = 500  # unsent; the oldest go first
 KEPT_DEATHS = 200  # unacknowledged; the oldest go first
 PENDING, CREATING = "Pending", "ContainerCreating"
 
@@ -33,10 +35,11 @@ class Outbox:
         self._sent: dict[str, tuple[int, s.PodReport]] = {}  # not acknowledged yet
         self._deaths: dict[str, o.Death] = {}  # by name: the same, of certificates
         self._sent_deaths: dict[str, tuple[int, o.Death]] = {}
+        self._happenings: dict[tuple[str, str, str], s.Happening] = {}  # by pod, container and reason
 
     @property
     def dirty(self) -> bool:
-        return bool(self._waiting or self._deaths)
+        return bool(self._waiting or self._deaths or self._happenings)
 
     @property
     def urgent(self) -> bool:
@@ -62,6 +65,16 @@ class Outbox:
         self._deaths[death.metadata.name] = death
         while self.unacknowledged_deaths > KEPT_DEATHS:
             self._drop_oldest()
+        self.wake()
+
+    def put_happening(self, happening: s.Happening) -> None:
+        """One that says the same as one that waits is counted."""
+        key = (happening.uid, happening.container, happening.reason)
+        before = self._happenings.pop(key, None)
+        happening.count += before.count if before is not None else 0
+        self._happenings[key] = happening
+        if len(self._happenings) > KEPT_HAPPENINGS:
+            del self._happenings[next(iter(self._happenings))]
         self.wake()
 
     def _drop_oldest(self) -> None:
@@ -92,7 +105,8 @@ class Outbox:
         for name in deaths:
             self._sent_deaths[name] = (self._counter, self._deaths.pop(name))
         sequence = s.Sequence(agent_start=self._start, counter=self._counter)
-        return s.StatusReport(sequence=sequence, pods=pods, deaths=deaths.values())
+        told = [self._happenings.pop(key) for key in list(self._happenings)[:MAX_HAPPENINGS]]
+        return s.StatusReport(sequence=sequence, pods=pods, deaths=deaths.values(), happenings=told)
 
     def _next_deaths(self) -> dict[str, o.Death]:
         """Those of pods whose last word waits come first."""

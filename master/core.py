@@ -266,7 +266,7 @@ class Term:
         self._store = master.store
         self._recorder = Recorder(master.store, master.now, master.rng)
         self.dispatcher = Dispatcher(
-            master.store, leadership, config, master.now, master.rng, self._report, self._joined, counters
+            master.store, leadership, config, master.now, master.rng, self._report, self._joined, counters, self._told
         )
         self._controllers = ControllerLoop(
             master.store,
@@ -335,3 +335,6 @@ class Term:
         about = self._store.view.get(*key)
         if about is not None:
             self._recorder.say(Said(about, "Warning", reason, message), "dispatcher")
+
+    def _told(self, said: Said) -> None:
+        self._recorder.say(said, "agent")

@@ -41,7 +41,10 @@ class Pulling:
             return [] if self._steps.in_flight(f"pull {name}") else self._steps.give(i.HoldImage(name, image, holder))
         if policy == NEVER or container.pull_resting or self._steps.in_flight(f"hold {name}"):
             return []
-        return self._steps.give(i.PullImage(name, image, holder, tuple(self._credentials(container))))
+        given = self._steps.give(i.PullImage(name, image, holder, tuple(self._credentials(container))))
+        if given and container.problem is None:
+            self.progress(container, "asking the registry")
+        return given
 
     def _credentials(self, container: ContainerFacts) -> Sequence[Credential]:
         """Of the secrets that are there: the others may not be needed, and the registry says when they are."""

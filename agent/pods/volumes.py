@@ -14,7 +14,7 @@ from shoal.proto import quantity
 from shoal.proto.references import CONFIG_MAP, SECRET
 from shoal.proto.v1 import objects_pb2 as o
 
-FAILED_MOUNT = "FailedMount"
+FAILED_MOUNT, CREATING = "FailedMount", "ContainerCreating"
 DEFAULT_MODE = 0o644
 MAX_FILES_BYTES = 32 << 20  # of one volume of files: they lie in the node's memory, or on its disk, and nobody counts
 FILES = ("configMap", "secret", "downwardAPI", "projected")  # kinds that containers never write to
@@ -92,7 +92,7 @@ def _persistent(
         raise _held(f"{title} does not exist", field)
     name = claim.spec.volumeName
     if not name:
-        raise _held(f"{title} is not bound to a volume yet", field)
+        raise Unresolved(Missing(f"{title} is not bound to a volume yet", field, CREATING))  # the master sees to it
     volume = objects.volume(name)
     if volume is None:
         raise _held(f"{title} is bound to PersistentVolume {name}, which is not on this node", field)

@@ -25,6 +25,7 @@ from shoal.agent.pods.machine import PodMachine
 from shoal.agent.pods.probing import Hooks, Prober, Verdict
 from shoal.agent.pods.spec import NodeFacts, log_path
 from shoal.agent.pods.status import RUNNING_PHASE
+from shoal.agent.pods.telling import Teller
 from shoal.agent.runtime.port import (
     ContainerState,
     Exited,
@@ -111,9 +112,12 @@ class Worker:
         report: Callable[[s.PodReport], None],
         meter: Meter | None = None,
         images_changed: Callable[[], None] = lambda: None,
+        tell: Callable[[s.Happening], None] = lambda happening: None,
     ) -> None:
-        """`report` takes each new status; `images_changed` is called when one was pulled."""
+        """`report` takes each new status, `tell` what else happened; `images_changed` is called when one was pulled."""
         self.machines: dict[str, PodMachine] = {}
+        self._tell = tell
+        self._tellers: dict[str, Teller] = {}
         self.counts = Counts()
         self._ports = ports
         self._node = node
@@ -133,6 +137,7 @@ class Worker:
         """A pod of this node; `found` when the node may have something of it already."""
         machine = PodMachine(record, self._node, saved=saved, objects=self._ports.objects, known=self)
         self.machines[record.uid] = machine
+        self._tellers[record.uid] = Teller(record.uid)
         if found is None:
             self.post(record.uid, i.Begin())
         else:
@@ -161,12 +166,15 @@ class Worker:
         before = machine.phase
         try:
             instructions = machine.handle(event, self._now())
+            told = self._tellers[uid].tell(machine, event, instructions, self._now())
         except Exception:  # what one pod holds must not end the agent, and with the next agent again
             self.counts.errors += 1
             log.exception("pod %s: %s cannot be handled", uid, type(event).__name__)
             return
         if before != machine.phase == RUNNING_PHASE and not isinstance(event, i.Begin):
             self._meter.observe_start(max(self._now() - machine.record.start_time, 0.0))
+        for happening in told:
+            self._tell(happening)
         for instruction in instructions:
             self._carry_out(machine, instruction)
 
@@ -245,6 +253,7 @@ class Worker:
 
     def _forget(self, uid: str) -> None:
         self.machines.pop(uid, None)
+        self._tellers.pop(uid, None)
         for key in [key for key in self._timers if key[0] == uid]:
             self._timers.pop(key).cancel()
         self._ports.prober.forget(uid)

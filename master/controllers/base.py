@@ -30,6 +30,8 @@ class Said:
     type: str  # Normal, Warning
     reason: str
     message: str
+    part: str = ""  # of the object: what is said of another part is another Event
+    count: int = 1
 
 
 @dataclass(slots=True)

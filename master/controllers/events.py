@@ -1,4 +1,4 @@
-"""Events, coalesced: one object per (object, reason) that counts; bounded per object; expired after an hour. Pure."""
+"""Events, coalesced: one object per (object, part, reason) that counts; bounded per object, for an hour. Pure."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class Note:
     last: float
 
     def again(self, said: Said, now: float) -> Note:
-        return replace(self, said=said, count=self.count + 1, last=now)
+        return replace(self, said=said, count=self.count + said.count, last=now)
 
 
 def event_key(said: Said) -> Key:
     """The same for every repetition."""
     meta = said.about.metadata
-    digest = hashlib.sha256(f"{meta.uid}/{said.reason}".encode()).hexdigest()[:16]
+    what = f"{meta.uid}/{said.reason}/{said.part}" if said.part else f"{meta.uid}/{said.reason}"
+    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
     return Key("Event", meta.namespace or HOME_OF_CLUSTER_SCOPED, f"{meta.name[:NAME_LENGTH]}.{digest}")
 
 
@@ -105,4 +106,4 @@ def expired(view: View, now: float) -> list[Change]:
 def merge(notes: Mapping[Key, Note], said: Said, component: str, now: float) -> Note:
     """The note for this event with what was counted before."""
     found = notes.get(event_key(said))
-    return found.again(said, now) if found else Note(said, component, 1, now, now)
+    return found.again(said, now) if found else Note(said, component, said.count, now, now)

@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from shoal.master.controllers.base import Said
 from shoal.master.controllers.eviction import give_up
-from shoal.master.dispatcher import deliveries, nodes, statuses
+from shoal.master.dispatcher import deliveries, happenings, nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.session import Peer, Session
 from shoal.master.dispatcher.status_writer import Counters, StatusWriter
@@ -48,6 +49,7 @@ class Config:
 
 
 Report = Callable[[Key, str, str], None]  # object, reason, message: becomes an Event
+Tell = Callable[[Said], None]  # what an agent says of a pod: becomes an Event
 
 
 class Dispatcher:
@@ -63,7 +65,9 @@ class Dispatcher:
         report: Report = lambda key, reason, message: None,
         joined: Callable[[str], None] = lambda node: None,
         counters: Counters | None = None,
+        told: Tell = lambda said: None,
     ) -> None:
+        self._told = told
         self._store = store
         self._authority = authority
         self._config = config
@@ -385,6 +389,8 @@ class Dispatcher:
             self._writer.submit_repeat(session, report.sequence)
             return
         session.last_sequence = sequence
+        for said in happenings.judge(self.view, session.peer.node, report.happenings):
+            self._told(said)
         self._writer.submit(session, report)
 
     # ---- tunnels ----

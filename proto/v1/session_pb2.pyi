@@ -457,6 +457,7 @@ class StatusReport(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     PODS_FIELD_NUMBER: _builtins.int
     DEATHS_FIELD_NUMBER: _builtins.int
+    HAPPENINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sequence(self) -> Global___Sequence: ...
     @_builtins.property
@@ -465,20 +466,62 @@ class StatusReport(_message.Message):
     def deaths(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Death]:
         """each is sent until it is acknowledged; a second time changes nothing"""
 
+    @_builtins.property
+    def happenings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Happening]: ...
     def __init__(
         self,
         *,
         sequence: Global___Sequence | None = ...,
         pods: _abc.Iterable[Global___PodReport] | None = ...,
         deaths: _abc.Iterable[_objects_pb2.Death] | None = ...,
+        happenings: _abc.Iterable[Global___Happening] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deaths", b"deaths", "pods", b"pods", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deaths", b"deaths", "happenings", b"happenings", "pods", b"pods", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReport: _TypeAlias = StatusReport  # noqa: Y015
+
+@_typing.final
+class Happening(_message.Message):
+    """Becomes an Event of the pod. Sent once: what a lost session carried is lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """the pod's"""
+    type: _builtins.str
+    """Normal, Warning"""
+    reason: _builtins.str
+    message: _builtins.str
+    container: _builtins.str
+    """empty: the whole pod"""
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        type: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        container: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "count", b"count", "message", b"message", "reason", b"reason", "type", b"type", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Happening: _TypeAlias = Happening  # noqa: Y015
 
 @_typing.final
 class VolumesRemoved(_message.Message):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.behaviours.world import Object, World, container, pod
+from tests.behaviours.world import POD_SECONDS, Object, World, container, pod
 from tests.devcluster import until
 
 TRIES = 4  # that must be seen before "it did not restart" means something
@@ -258,3 +258,16 @@ def test_b38_probes_that_make_no_sense_are_refused_with_their_place(
     world: World, probe: Mapping[str, Any], words: str
 ) -> None:
     assert words in world.refused(pod("p", container("exec sleep 1000", livenessProbe=dict(probe))))
+
+
+def test_b29_the_events_tell_which_probe_failed_and_what_was_done(world: World) -> None:
+    probe = {"exec": {"command": ["sh", "-c", "echo no answer; false"]}, "periodSeconds": 1, "failureThreshold": 1}
+    world.apply(pod("p", container("sleep 1000", livenessProbe=probe)))
+    restarted(world)
+
+    def problem() -> str:
+        text = world.shoal("events", "--for", "pod/p")
+        wanted = ("Unhealthy", "Liveness probe failed: exit code 1: no answer", "Killing", "Started")
+        return "" if all(word in text for word in wanted) else text
+
+    until(problem, POD_SECONDS)

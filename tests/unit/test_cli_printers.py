@@ -345,3 +345,38 @@ def test_sorting() -> None:
             obj.spec.replicas = replicas
     order = sorted(objects, key=lambda obj: sort_value(obj, "{.spec.replicas}"))
     assert [obj.spec.replicas for obj in order] == [9, 10, 0]
+
+
+def test_description_of_a_pod_s_parts() -> None:
+    made = pod(phase="Running", containerStatuses=[container(state=RUNNING)])
+    made.spec.initContainers.add(name="prepare", image="busybox:1.35", restartPolicy="Always")
+    app = made.spec.containers[0]
+    app.livenessProbe.MergeFrom(o.Probe(initialDelaySeconds=3, timeoutSeconds=1, periodSeconds=5, successThreshold=1))
+    app.livenessProbe.httpGet.port.text, app.livenessProbe.httpGet.path = "http", "/healthz"
+    app.lifecycle.preStop.sleep.seconds = 4
+    app.env.add(name="PASSWORD").valueFrom.secretKeyRef.MergeFrom(o.KeySelector(name="db", key="password"))
+    app.envFrom.add(prefix="P_").configMapRef.MergeFrom(o.EnvSource(name="settings", optional=True))
+    app.volumeMounts.add(name="data", mountPath="/data", readOnly=True, subPath="logs")
+    made.spec.volumes.add(name="data").persistentVolumeClaim.claimName = "diary"
+    made.spec.volumes.add(name="all").projected.sources.add().secret.name = "db"
+    lines = describe(made, NOW, [])
+    assert "  prepare: (sidecar)" in lines
+    assert lines.index("Init Containers:") < lines.index("Containers:") < lines.index("Volumes:")
+    for wanted in (
+        "    Liveness:        http-get http://:http/healthz delay=3s timeout=1s period=5s #success=1 #failure=0",
+        "    PreStop:         sleep 4s",
+        "    Environment:     all of config map settings with prefix P_ (optional)",
+        "                     PASSWORD: key password of secret db",
+        "    Mounts:          /data from data/logs (ro)",
+        "  data:            claim diary",
+        "  all:             projected: secret db",
+    ):
+        assert wanted in lines
+
+
+def test_ends_are_derived_of_init_containers_and_deletions_too() -> None:
+    made = pod(initContainerStatuses=[o.ContainerStatus(name="prepare", state=KILLED)])
+    made.metadata.deletionTimestamp.seconds, made.metadata.deletionGracePeriodSeconds = int(NOW), 30
+    started, ended, killing = derived(made)
+    assert (started.message, ended.reason) == ("Started container prepare", "Ended")
+    assert (killing.reason, killing.lastTimestamp.seconds) == ("Killing", int(NOW) - 30)

@@ -1,4 +1,4 @@
-"""Events, with those of a start, which are not stored: a pod's own status tells them."""
+"""Events, with those of starts and ends, which are not stored: a pod's own status tells them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 def with_derived(events: Iterable[Any], pods: Iterable[Any]) -> list[o.Event]:
     """All events, the oldest first."""
-    together = [*events, *(event for pod in pods for event in derived(pod))]
+    together = [*(event for pod in pods for event in derived(pod)), *events]  # within a second, starts come first
     return sorted(together, key=event_time)
 
 
@@ -24,9 +24,13 @@ def derived(pod: o.Pod) -> list[o.Event]:
         name = f"{pod.metadata.namespace}/{pod.metadata.name}"
         text = f"Successfully assigned {name} to {pod.spec.nodeName}"
         found.append(_event(pod, "Scheduled", text, placed.lastTransitionTime.seconds, "scheduler"))
-    for container in pod.status.containerStatuses:
+    for container in (*pod.status.initContainerStatuses, *pod.status.containerStatuses):
         for state in (container.lastState, container.state):
             found += _of_state(pod, container, state)
+    if pod.metadata.HasField("deletionTimestamp") and pod.spec.nodeName:
+        grace = pod.metadata.deletionGracePeriodSeconds
+        text = f"Stopping all containers, within {grace}s"
+        found.append(_event(pod, "Killing", text, pod.metadata.deletionTimestamp.seconds - grace, "agent"))
     return found
 
 
