@@ -35,10 +35,24 @@ class DiskObjects(MemoryObjects):
 
     def __init__(self, state: Path, run: Path) -> None:
         super().__init__()
-        self._objects, self._secrets = state / "objects", run / "secrets"
+        self._objects, self._secrets, self._mark = state / "objects", run / "secrets", run / "objects-settled"
+        self.settled = False
 
     async def restore(self) -> None:
         self.apply(await asyncio.to_thread(self._read_all), complete=True)
+        self.settled = self._mark.exists()
+
+    async def settle(self) -> bool:
+        await asyncio.to_thread(self._settle)
+        return await super().settle()
+
+    def _settle(self) -> None:
+        """The mark goes with the boot, as the Secrets do."""
+        try:
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
+            self._mark.touch(0o600)
+        except OSError as fault:
+            log.warning("%s cannot be written: the next agent waits for the master: %s", self._mark, fault)
 
     async def keep(self, changed: Collection[Reference]) -> None:
         bodies = {key: body_of(self.table[key]) if key in self.table else None for key in changed}
@@ -64,9 +78,15 @@ class DiskObjects(MemoryObjects):
                 obj = None if path.name.endswith(HALF) else _read(path)
                 if obj is None or self._path(reference_of(obj)) != path:
                     path.unlink(missing_ok=True)
+                    self._unsettle(path)
                 else:
                     found.append(obj)
         return found
+
+    def _unsettle(self, damaged: Path) -> None:
+        """Half a file is one that never counted."""
+        if not damaged.name.endswith(HALF):
+            self._mark.unlink(missing_ok=True)
 
     def _write_all(self, bodies: dict[Reference, bytes | None]) -> None:
         """Removals first: they may make the room. Raises StateFault with the first fault, after all were tried."""
@@ -78,6 +98,7 @@ class DiskObjects(MemoryObjects):
                 faults.append(f"{key.kind} {key.namespace}/{key.name} could not be saved: {fault.strerror or fault}")
         self._let_go_of_memory()
         if faults:
+            self._mark.unlink(missing_ok=True)
             raise StateFault(faults[0])
 
     def _write(self, key: Reference, body: bytes | None) -> None:

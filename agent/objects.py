@@ -26,7 +26,12 @@ CLASSES: Mapping[str, type[Referred]] = {
 
 
 class Objects(Protocol):
-    """Look-ups; None: the cluster has no such object."""
+    """Look-ups; None: the cluster has no such object, as far as it is known when `settled` is not set."""
+
+    @property
+    def settled(self) -> bool:
+        """Everything that the master has for this node is here: not so after a reboot, which takes the Secrets away."""
+        ...
 
     def config_map(self, namespace: str, name: str) -> o.ConfigMap | None: ...
     def secret(self, namespace: str, name: str) -> o.Secret | None: ...
@@ -39,6 +44,7 @@ class MemoryObjects:
 
     def __init__(self) -> None:
         self.table: dict[Reference, Referred] = {}
+        self.settled = True
 
     def put(self, obj: Referred) -> None:
         self.table[reference_of(obj)] = obj
@@ -65,6 +71,11 @@ class MemoryObjects:
 
     async def keep(self, changed: Collection[Reference]) -> None:
         """Keeps these as they are now, for the next agent. Raises StateFault."""
+
+    async def settle(self) -> bool:
+        """A COMPLETE was applied. Whether that is news."""
+        news, self.settled = not self.settled, True
+        return news
 
     def config_map(self, namespace: str, name: str) -> o.ConfigMap | None:
         found = self.table.get(Reference(CONFIG_MAP, namespace, name))

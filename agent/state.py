@@ -98,6 +98,7 @@ class RunNote:
     said: str = ""  # the end of its log, when that is its termination message
     tries: Sequence[ProbeTry] = ()  # of the probe for which it was ended, oldest first
     buried: bool = False  # its death certificate is written
+    stale: bool = False  # of a sandbox that is gone: what it did has to be done again
 
 
 @dataclass(frozen=True, slots=True)

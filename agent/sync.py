@@ -142,6 +142,9 @@ class Sync:
         """Those that cannot be saved are here all the same, until the agent starts again and a COMPLETE brings them."""
         objects = self._ports.objects
         changed = objects.apply(change.objects, change.removed_objects, complete=change.complete)
+        if change.complete and await objects.settle():
+            for uid in list(self._worker.machines):
+                self._worker.post(uid, i.ObjectsChanged())
         if changed:
             try:
                 await objects.keep(changed)

@@ -98,7 +98,7 @@ def container_path(pod: o.Pod, container: o.Container) -> str:
 def find(
     objects: Objects, kind: str, namespace: str, name: str, field: str, *, optional: bool, reason: str = HELD_BACK
 ) -> Found | None:
-    """A ConfigMap or Secret; None when it is optional and not there. Raises Unresolved."""
+    """A ConfigMap or Secret; None when it is optional and not there, for sure. Raises Unresolved."""
     title = f"{kind} {namespace}/{name}"
     if kind == CONFIG_MAP:
         config = objects.config_map(namespace, name)
@@ -109,9 +109,14 @@ def find(
         secret = objects.secret(namespace, name)
         if secret is not None:
             return Found(title, dict(secret.data), frozenset(secret.data))
-    if optional:
+    if optional and objects.settled:
         return None
-    raise Unresolved(Missing(f"{title} does not exist", field, reason))
+    raise Unresolved(Missing(f"{title} {absent(objects)}", field, reason))
+
+
+def absent(objects: Objects) -> str:
+    """What is said of an object that is not here."""
+    return "does not exist" if objects.settled else "is not known on this node yet: it waits for the master"
 
 
 def no_key(found: Found, key: str, field: str, reason: str = HELD_BACK) -> Unresolved:

@@ -43,7 +43,6 @@ class Run:
     message: str = ""  # why it could not be started
     code: int = 0
     note: RunNote = NOTHING  # what outlives the agent
-    stale: bool = False  # of a sandbox that is gone: what it did has to be done again
     unready: str = ""  # what its readiness probe said last
     probed: bool = False  # the prober knows it
     post_start: str = NOT_ASKED
@@ -57,6 +56,10 @@ class Run:
     seen: Seen | None = None  # None: it was started by an agent before this one
     weighed: bool = False  # after its end: whether it was a death, and what it proves
     death: o.Death | None = None  # until it is buried
+
+    @property
+    def stale(self) -> bool:
+        return self.note.stale
 
     @property
     def misconfigured(self) -> bool:

@@ -11,6 +11,7 @@ from shoal.agent.images.auth import credentials_of
 from shoal.agent.images.port import Credential, Image, ImageFault
 from shoal.agent.pods import instructions as i
 from shoal.agent.pods.backoff import pull_delay
+from shoal.agent.pods.config import absent
 from shoal.agent.pods.facts import ContainerFacts
 from shoal.agent.pods.pod import PodFacts
 from shoal.agent.pods.status import clock_time
@@ -53,7 +54,9 @@ class Pulling:
         for reference in self._facts.pod.spec.imagePullSecrets:
             secret = self._facts.objects.secret(namespace, reference.name)
             if secret is None:
-                container.pull_note = f"; Secret {namespace}/{reference.name} of imagePullSecrets does not exist"
+                container.pull_note = (
+                    f"; Secret {namespace}/{reference.name} of imagePullSecrets {absent(self._facts.objects)}"
+                )
                 continue
             try:
                 found += credentials_of(secret)

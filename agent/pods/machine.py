@@ -165,10 +165,12 @@ class PodMachine:
         return out + self._arm_deadline(now)
 
     def _begin_anew(self) -> None:
-        """The sandbox is gone, and with it what init containers had prepared."""
+        """The sandbox is gone, and with it what init containers had prepared. The disk knows it before the next sandbox
+        is there, or an agent that starts between the two would take what they did for done."""
         for container in self._facts.containers.values():
-            if container.run is not None:
-                container.run.stale = True
+            if container.run is not None and not container.run.stale and self._final is None:
+                container.run.note = replace(container.run.note, stale=True)
+                self._facts.unsaved = True
 
     def _assigned(self, pod: o.Pod, now: float) -> list[i.Instruction]:
         self.removed = False
@@ -267,7 +269,7 @@ class PodMachine:
             case i.Bury(id):
                 self._burying.buried(id)
             case i.Save(record):
-                self._saved, facts.recorded = record, True
+                self._saved, facts.recorded, facts.unsaved = record, True, False
                 self._stop_saved = self._stop_saved or record.stop_started > 0
             case i.RemoveContainer(id):
                 self._removed_run(facts.containers[id.name], id.attempt)

@@ -32,6 +32,7 @@ class PodFacts:
     held: tuple[str, str] | None = None  # reason and message of what holds all containers back
     unresolved: bool = False  # it is something that the volumes refer to
     recorded: bool = False  # the disk knows the pod
+    unsaved: bool = False  # the disk has to know more before there is another sandbox
 
     @property
     def uid(self) -> str:

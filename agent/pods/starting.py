@@ -42,6 +42,8 @@ class Starting:
     def _ground(self) -> list[i.Instruction]:
         facts, give = self._facts, self._steps.give
         if not facts.netns:
+            if facts.unsaved:
+                return []
             try:
                 return give(i.EnsureSandbox(sandbox_spec(facts.pod, facts.node)))
             except StartError as fault:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from shoal.agent.objects import Objects
 from shoal.agent.pods import downward
-from shoal.agent.pods.config import Unresolved, container_path, find, no_key
+from shoal.agent.pods.config import Unresolved, absent, container_path, find, no_key
 from shoal.agent.pods.spec import NodeFacts, TooLong, amounts, expand, references_in
 from shoal.agent.runtime.port import Mount
 from shoal.agent.volumes.port import EmptyDir, File, Files, HostPath, Local, Missing, Prepared, VolumeSource, VolumeSpec
@@ -89,7 +89,7 @@ def _persistent(
     title = f"PersistentVolumeClaim {pod.metadata.namespace}/{source.claimName}"
     claim = objects.claim(pod.metadata.namespace, source.claimName)
     if claim is None:
-        raise _held(f"{title} does not exist", field)
+        raise _held(f"{title} {absent(objects)}", field)
     name = claim.spec.volumeName
     if not name:
         raise Unresolved(Missing(f"{title} is not bound to a volume yet", field, CREATING))  # the master sees to it

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from shoal.agent.probes import http, streams
 from shoal.agent.probes.state import Outcome
-from shoal.agent.runtime.port import ContainerID, ProbeRun, RuntimeFault, StartError
+from shoal.agent.runtime.port import ContainerID, ProbeRun, RuntimeFault, RuntimeGone, StartError
 from shoal.proto.v1 import objects_pb2 as o
 
 OUTPUT_CHARS = 512  # of a command's output in a message
@@ -120,7 +120,7 @@ async def run_command(runner: Runner, id: ContainerID, argv: list[str], seconds:
     except StartError as fault:
         return Outcome(False, f"{argv[0] if argv else 'the command'} cannot be run: {fault.message}")
     except RuntimeFault as fault:
-        return Outcome(None, str(fault))
+        return Outcome(None, str(fault), gone=isinstance(fault, RuntimeGone))
     text = run.output.decode(errors="replace").strip()[:OUTPUT_CHARS]
     if run.code is None:
         return Outcome(

@@ -18,10 +18,12 @@ MESSAGE_CHARS = 1024  # of one try
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One try. `passed` None: it could not be asked (the runtime is away), which counts for nothing."""
+    """One try. `passed` None: it could not be asked (the runtime is away), which counts for nothing; `gone`: who asks
+    for us went away meanwhile and comes back."""
 
     passed: bool | None
     message: str = ""
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

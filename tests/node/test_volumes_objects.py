@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -91,3 +92,22 @@ async def test_a_full_disk_is_said_and_the_cache_has_it_all_the_same(objects: Di
         await objects.keep(objects.apply([config(a="x" * (1 << 20))]))
     assert objects.config_map("shop", "web") == config(a="x" * (1 << 20))
     assert await again(tmp_path) == [config(a="1")], "the old one is whole"
+
+
+async def test_after_a_reboot_nothing_is_held_to_be_missing_before_the_master_says_so(
+    objects: DiskObjects, tmp_path: Path
+) -> None:
+    async def settled() -> bool:
+        fresh = DiskObjects(tmp_path / "state", tmp_path / "run")
+        await fresh.restore()
+        return fresh.settled
+
+    assert not await settled(), "a new node knows nothing"
+    await objects.keep(objects.apply([config(a="1")], complete=True))
+    assert await objects.settle() and not await objects.settle()
+    assert await settled(), "another agent of the same boot knows as much as the last"
+    [file] = (tmp_path / "state/objects").iterdir()
+    file.write_bytes(b"damaged")
+    assert not await settled()
+    shutil.rmtree(tmp_path / "run")  # as a reboot does
+    assert not await settled()

@@ -187,6 +187,39 @@ async def test_objects_outlive_the_agent(world: World) -> None:
         assert world.runtime.specs[ContainerID(UID, "app", 1)].env["COLOUR"] == "blue"
 
 
+@scenario
+async def test_after_a_reboot_objects_that_are_not_here_wait_for_the_master(world: World) -> None:
+    """Also optional ones: the pod must not start without what it had before."""
+    pod = mounting_pod()
+    pod.spec.volumes[0].configMap.optional = True
+    pod.spec.containers[0].env[0].valueFrom.configMapKeyRef.optional = True
+    async with world.running():
+        pipe = await world.master.session()
+        pipe.put(world.master.welcome())
+        pipe.put(with_objects(world.master.complete(pod), config(colour="blue")))
+        await world.reports(pipe, UID, lambda report: report.status.phase == "Running")
+    world.runtime.reboot()
+    world.machine.boot_id = "boot-2"
+    world.objects.table.clear()
+    world.objects.settled = False
+    world.master.refusing.add("10.0.0.254:7000")
+    async with world.running() as agent:
+        await until(lambda: UID in agent.worker.machines)
+        await asyncio.sleep(5)
+        assert ContainerID(UID, "app", 1) not in world.runtime.specs
+        said = agent.outbox.take()
+        assert said is not None
+        [container] = said.pods[0].status.containerStatuses
+        told = "ConfigMap default/web is not known on this node yet: it waits for the master"
+        assert told in container.state.waiting.message
+        world.master.refusing.clear()
+        pipe = await world.master.session()
+        pipe.put(world.master.welcome())
+        pipe.put(world.master.complete(pod))
+        await until(lambda: ContainerID(UID, "app", 1) in world.runtime.specs)
+        assert "COLOUR" not in world.runtime.specs[ContainerID(UID, "app", 1)].env
+
+
 # ---- persistent volumes that are given up ----
 def test_only_shoal_s_own_folders_are_given_up() -> None:
     kept = [volume(), volume(going=True, policy="Retain"), volume(going=True, path="/srv/data")]

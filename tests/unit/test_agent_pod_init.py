@@ -179,3 +179,24 @@ def test_after_a_reboot_init_containers_run_again_before_the_app() -> None:
     fresh.exit(0, "one")
     fresh.settle()
     assert started(fresh) == ["one", "app"]
+
+
+def test_an_agent_that_dies_after_a_reboot_forgets_no_init_container() -> None:
+    """The new sandbox comes after the disk knows that the old one is gone; the next agent finds it and starts over."""
+    driver = begun("one")
+    driver.exit(0, "one")
+    driver.settle()
+    states = [ran("one", driver.now, 0), ran("app", driver.now, 137)]
+    second = again(driver, states, netns="")
+    assert second.count(i.EnsureSandbox) == 0
+    second.settle(keep=lambda step: not isinstance(step, i.Save))
+    assert second.count(i.EnsureSandbox) == 1 and started(second) == []
+    third = again(second, states)
+    third.settle()
+    assert started(third) == ["one"], "not the app"
+    third.exit(0, "one")
+    third.settle()
+    assert started(third) == ["one", "app"]
+    fourth = again(second, states, netns="")
+    fourth.settle()
+    assert started(fourth) == ["one"], "two reboots are as one"

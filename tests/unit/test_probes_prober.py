@@ -10,7 +10,7 @@ from itertools import pairwise
 from shoal.agent.pods.probing import LIVENESS, READINESS, STARTUP, Target, Verdict
 from shoal.agent.probes.hooks import LiveHooks
 from shoal.agent.probes.prober import LiveProber
-from shoal.agent.runtime.port import ContainerID, ProbeRun, RuntimeGone, StartError
+from shoal.agent.runtime.port import ContainerID, ProbeRun, RuntimeFault, RuntimeGone, StartError
 from shoal.proto.v1 import objects_pb2 as o
 from tests.virtual_loop import virtual
 
@@ -264,5 +264,30 @@ def test_hooks_say_why_not_and_keep_to_their_time() -> None:
         assert (await run(o.LifecycleHandler(sleep=o.SleepAction(seconds=40)), 5.0))[1] == 5.0
         assert (await run(command, -1.0))[0] != ""
         assert (await run(o.LifecycleHandler(), 5.0))[0].startswith("there is nothing to ask")
+
+    virtual(main())
+
+
+def test_a_hook_whose_runtime_dies_is_run_again_within_its_time() -> None:
+    """It says nothing of the hook; a container that has gone, however, is the end of it."""
+
+    async def main() -> None:
+        node, loop = Node(), asyncio.get_running_loop()
+        hooks, command = LiveHooks(node.runtime), o.LifecycleHandler(exec=o.ExecAction(command=["hook"]))
+
+        async def run() -> tuple[str, float]:
+            begin = loop.time()
+            said = await hooks.run(ContainerID("pod", "main", 0), command, "10.0.0.1", {}, 5.0)
+            return said, loop.time() - begin
+
+        node.runtime.faults["hook"] = RuntimeGone("being replaced")
+        loop.call_later(1.1, node.runtime.faults.clear)
+        said, seconds = await run()
+        assert said == "" and 1.1 <= seconds < 2.0
+        node.runtime.faults["hook"] = RuntimeGone("being replaced")
+        said, seconds = await run()
+        assert said == "being replaced" and 4.0 < seconds <= 5.0
+        node.runtime.faults["hook"] = RuntimeFault("container main does not run")
+        assert await run() == ("container main does not run", 0.0)
 
     virtual(main())
