@@ -7,7 +7,7 @@ from typing import Any
 
 from shoal.proto import known
 from shoal.proto.rules.base import chosen
-from shoal.proto.rules.handlers import PROBES
+from shoal.proto.rules.handlers import HOOKS, PROBES
 from shoal.proto.rules.storage import LOCAL_PROVISIONER
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -89,10 +89,12 @@ def _container(container: o.Container) -> None:
     for port in container.ports:
         _set(port, protocol="TCP")
     for variable in container.env:
-        _told(variable.valueFrom)
+        if variable.HasField("valueFrom"):
+            _told(variable.valueFrom)
     for name in chosen(container, PROBES):
         _probe(getattr(container, name))
-    for hook in (container.lifecycle.postStart, container.lifecycle.preStop):
+    for name in chosen(container.lifecycle, HOOKS) if container.HasField("lifecycle") else ():
+        hook = getattr(container.lifecycle, name)
         if hook.HasField("httpGet"):
             _http_get(hook.httpGet)
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from shoal.proto.errors import FieldError
-from shoal.proto.rules.handlers import PROBES
+from shoal.proto.rules.base import chosen
+from shoal.proto.rules.handlers import HOOKS, PROBES
 from shoal.proto.rules.security import SAFE_SYSCTLS, sysctl_name
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -92,9 +93,10 @@ def _baseline_container(container: o.Container, path: str) -> Found:
 
 def _asked_hosts(container: o.Container, path: str) -> Found:
     """The hosts that probes and hooks name, with the paths of their handlers."""
-    hook = container.lifecycle
-    asking = [(f"{path}.{name}", getattr(container, name)) for name in PROBES]
-    asking += [(f"{path}.lifecycle.postStart", hook.postStart), (f"{path}.lifecycle.preStop", hook.preStop)]
+    asking = [(f"{path}.{name}", getattr(container, name)) for name in chosen(container, PROBES)]
+    if container.HasField("lifecycle"):
+        hooks = container.lifecycle
+        asking += [(f"{path}.lifecycle.{name}", getattr(hooks, name)) for name in chosen(hooks, HOOKS)]
     for where, handler in asking:
         yield f"{where}.httpGet", handler.httpGet.host
         yield f"{where}.tcpSocket", handler.tcpSocket.host

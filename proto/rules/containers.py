@@ -82,10 +82,12 @@ def _container(container: o.Container, pod: Pod, path: str, report: Report) -> N
     _ports(container.ports, path, report)
     environment(container, pod.names, path, report)
     resources(container.resources, f"{path}.resources", report)
-    container_context(container.securityContext, f"{path}.securityContext", report)
+    if container.HasField("securityContext"):
+        container_context(container.securityContext, f"{path}.securityContext", report)
     mounts(container, pod.volumes, path, report)
     probes(container, path, report)
-    hooks(container, pod.grace, path, report)
+    if container.HasField("lifecycle"):
+        hooks(container, pod.grace, path, report)
     _end_and_input(container, path, report)
 
 

@@ -17,6 +17,7 @@ MAX_HEADERS = 100
 MAX_HEADER = 8192  # bytes of its value
 MAX_WORDS = 1000
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+HOOKS = ("postStart", "preStop")
 PROBE_HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
 HOOK_HANDLERS = ("exec", "httpGet", "tcpSocket", "sleep")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, token
@@ -47,7 +48,7 @@ def _probe(name: str, probe: o.Probe, ports: Collection[o.ContainerPort], path: 
 
 def hooks(container: o.Container, grace: int, path: str, report: Report) -> None:
     """postStart and preStop; `grace` is the pod's, in seconds, into which preStop must fit."""
-    for name in chosen(container.lifecycle, ("postStart", "preStop")):
+    for name in chosen(container.lifecycle, HOOKS):
         where, hook = f"{path}.lifecycle.{name}", getattr(container.lifecycle, name)
         kind = exactly_one(hook, HOOK_HANDLERS, where, report)
         if kind == "sleep":
