@@ -15,7 +15,7 @@ help:
 	@echo "make test       all tests (as root)"
 	@echo "make test-kill  kill every part of a running demo in turn"
 	@echo "make bench      all benchmarks; one each: $(BENCHES)"
-	@echo "make proto      generate the message modules again"
+	@echo "make proto      generate the message modules and docs/fields.md again"
 
 $(STAMP): pyproject.toml src/shoal/__init__.py deploy/setup.sh
 	@bash deploy/setup.sh venv
@@ -53,6 +53,7 @@ format: venv
 
 proto: venv
 	@$(PY) tests/meta/protoc.py
+	@$(PY) -m tests.meta.fields
 
 bench: $(BENCHES)
 

@@ -5,7 +5,7 @@ Source: k8s.io/api core/v1, apps/v1 (1.34) and the list of built-in API groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The kinds of this version, with the apiVersion that each must have.
@@ -105,10 +105,42 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
 _MEANT_WHEN_EMPTY = frozenset({"valueFrom"})  # `valueFrom: {}` is a half-written reference, not nothing
 
 
-def says_nothing(name: str, value: Any) -> bool:
-    """Whether an unsupported field may stay because its value is that of leaving it out: null, {} or []
-    (generators write `strategy: {}`, `creationTimestamp: null`)."""
-    return value is None or (name not in _MEANT_WHEN_EMPTY and value in ({}, []))
+_ONE_BY_ONE = {"maxSurge": 1, "maxUnavailable": 0}
+# message type -> unsupported field -> the values that are so anyway
+HOLDS_ANYWAY: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "NodeSpec": {"unschedulable": (False,)},
+    "PodSpec": {
+        "dnsPolicy": ("ClusterFirst",),
+        "automountServiceAccountToken": (False,),
+        "enableServiceLinks": (True, False),  # there are no services whose variables could be missing
+        "schedulerName": ("default-scheduler",),
+        "serviceAccountName": ("default",),
+        "serviceAccount": ("default",),
+        "hostUsers": (True,),
+        "priority": (0,),
+        "preemptionPolicy": ("PreemptLowerPriority",),
+        "os": ({"name": "linux"},),
+    },
+    "VolumeMount": {"recursiveReadOnly": ("Disabled",)},
+    "ContainerPort": {"hostPort": (0,)},
+    "SecurityContext": {"procMount": ("Default",)},
+    "PodSecurityContext": {"supplementalGroupsPolicy": ("Merge",)},
+    "ReplicaSetSpec": {"minReadySeconds": (0,)},
+    "DeploymentSpec": {
+        "minReadySeconds": (0,),
+        "paused": (False,),
+        "strategy": ({"type": "RollingUpdate"}, {"type": "RollingUpdate", "rollingUpdate": _ONE_BY_ONE}),
+    },
+}
+
+
+def says_nothing(message: str, name: str, value: Any) -> bool:
+    """Whether an unsupported field may stay because its value is that of leaving it out: null, {}, [] or ""
+    (generators write `strategy: {}`, `creationTimestamp: null`), or what is so anyway."""
+    if value is None or (name not in _MEANT_WHEN_EMPTY and value in ({}, [], "")):
+        return True
+    same = HOLDS_ANYWAY.get(message, {}).get(name, ())
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in same)  # 0 is not False
 
 
 # Every other kind of Kubernetes' built-in API groups, by group ("" is core), with those that only its tools read.

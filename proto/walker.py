@@ -78,7 +78,7 @@ class _Plan:
     def _unknown(self, name: str, value: Tree, path: str, problems: list[FieldError]) -> None:
         unsupported = known.UNSUPPORTED_FIELDS.get(self.name, {})
         if name in unsupported:
-            if not known.says_nothing(name, value):
+            if not known.says_nothing(self.name, name, value):
                 hint = unsupported[name]
                 advice = f": {hint}" if hint else ": remove it"
                 _report(problems, join(path, name), f"not supported yet{advice}")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from shoal.proto import known
 from shoal.proto.manifest import parse
 
 POD = """\
@@ -77,7 +78,7 @@ CASES = [
         11,
         "env[0].valueFrom.fileKeyRef: not supported yet",
     ),
-    (pod("securityContext: {procMount: Default}"), 9, f"{CONTAINER}.securityContext.procMount: not supported yet"),
+    (pod("securityContext: {procMount: Unmasked}"), 9, f"{CONTAINER}.securityContext.procMount: not supported yet"),
     (pod("ports: [{containerPort: 80, hostPort: 80}]"), 9, f"{CONTAINER}.ports[0].hostPort: not supported yet"),
     (DEPLOYMENT + "  strategy: {type: Recreate}\n", 18, "spec.strategy: not supported yet"),
     (POD.replace("image:", "imgae:"), 8, 'unknown field; did you mean "image"?'),
@@ -245,6 +246,45 @@ def test_fields_that_say_nothing_may_stay() -> None:
     text = DEPLOYMENT.replace("  name: web\nspec", "  name: web\n  creationTimestamp: null\nspec")
     assert errors(text + "  strategy: {}\nstatus: {}\n") == []
     assert errors(spec("volumes: []\naffinity: null")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        spec("dnsPolicy: ClusterFirst\nautomountServiceAccountToken: false\nenableServiceLinks: false"),
+        spec("schedulerName: default-scheduler\nhostUsers: true\npriority: 0\npriorityClassName: ''"),
+        spec("serviceAccountName: default\nos: {name: linux}\npreemptionPolicy: PreemptLowerPriority"),
+        pod("securityContext: {procMount: Default}"),
+        pod("ports: [{containerPort: 80, hostPort: 0, hostIP: ''}]"),
+        DEPLOYMENT + "  strategy: {type: RollingUpdate}\n  minReadySeconds: 0\n  paused: false\n",
+        DEPLOYMENT + "  strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}\n",
+    ],
+)
+def test_unsupported_fields_may_say_what_is_so_anyway(text: str) -> None:
+    assert errors(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        spec("automountServiceAccountToken: true"),
+        spec("automountServiceAccountToken: 0"),
+        spec("priority: false"),
+        spec("hostUsers: false"),
+        spec("schedulerName: mine"),
+        spec("serviceAccountName: builder"),
+        DEPLOYMENT + "  paused: true\n",
+        DEPLOYMENT + "  strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 1}}\n",
+    ],
+)
+def test_unsupported_fields_that_would_change_something_are_refused(text: str) -> None:
+    (error,) = errors(text)
+    assert "not supported yet" in error
+
+
+def test_values_that_hold_anyway_are_of_fields_that_are_not_supported() -> None:
+    for message, fields in known.HOLDS_ANYWAY.items():
+        assert fields.keys() <= known.UNSUPPORTED_FIELDS[message].keys(), message
 
 
 def test_other_kinds_are_named_and_kept_apart() -> None:
