@@ -131,6 +131,10 @@ class AgentCollector(Collector):
         yield CounterMetricFamily("shoal_agent_sessions", text, value=session.sessions if session else 0)
         text = "Pod statuses that no master has acknowledged yet."
         yield _gauge("shoal_agent_statuses_unacknowledged", text, self._agent.outbox.unacknowledged)
+        text = "Death certificates that no master has acknowledged yet."
+        yield _gauge("shoal_agent_deaths_unacknowledged", text, self._agent.outbox.unacknowledged_deaths)
+        text = "Death certificates that were given up because too many waited."
+        yield CounterMetricFamily("shoal_agent_deaths_dropped", text, value=self._agent.outbox.dropped_deaths)
         yield _gauge("shoal_agent_steps_in_flight", "Steps in flight.", self._agent.worker.in_flight)
         yield _gauge("shoal_agent_tunnels", "Open log, exec and image streams.", self._agent.tunnels.count)
 

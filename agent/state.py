@@ -154,7 +154,7 @@ class MemoryState:
         self._identity: Identity | None = None
         self._cluster = ClusterRecord()
         self._pods: dict[str, PodRecord] = {}
-        self._notes: dict[str, dict[str, bytes]] = {shelf: {} for shelf in SHELVES}
+        self.shelves: dict[str, dict[str, bytes]] = {shelf: {} for shelf in SHELVES}
 
     async def begin(self, fresh_id: str, now: float) -> Identity:
         self._identity = next_identity(self._identity, fresh_id, now)
@@ -178,15 +178,15 @@ class MemoryState:
         self._pods.pop(uid, None)
 
     async def notes(self, shelf: str) -> dict[str, bytes]:
-        return dict(self._notes[shelf])
+        return dict(self.shelves[shelf])
 
     async def put_note(self, shelf: str, name: str, body: bytes, *, sure: bool = True) -> None:
         self._check()
-        self._notes[shelf].pop(name, None)
-        self._notes[shelf][name] = body
+        self.shelves[shelf].pop(name, None)
+        self.shelves[shelf][name] = body
 
     async def remove_note(self, shelf: str, name: str) -> None:
-        self._notes[shelf].pop(name, None)
+        self.shelves[shelf].pop(name, None)
 
     def _check(self) -> None:
         if self.full:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from shoal.agent.images.port import ImageFault
 from shoal.agent.pods.probing import LIVENESS, Verdict
+from shoal.agent.state import DEATHS
 from shoal.agent.volumes.port import Files
 from shoal.master.core import Master
 from shoal.master.model import KINDS, Key, Object
@@ -592,6 +593,7 @@ def unfinished(world: World, people: People) -> list[str]:
         elif one.status.phase == "Pending":
             wrong.append(f"pod {one.metadata.name} has not started on {one.spec.nodeName}")
     wrong += _stale_volumes(world, pods)
+    wrong += _unburied(world, pods)
     wanted = {(p.spec.nodeName, p.metadata.uid) for p in pods if p.spec.nodeName and not ended(p)}
     for name in world.nodes:
         have = {id.pod_uid for id in world.running(name)}
@@ -625,6 +627,29 @@ def _stale_volumes(world: World, pods: list[o.Pod]) -> list[str]:
         have = spec.source.files["value"].content.decode() if spec and isinstance(spec.source, Files) else "nothing"
         if have != found.data["value"]:
             wrong.append(f"the volume of {pod.metadata.name} holds {have}, its ConfigMap {found.data['value']}")
+    return wrong
+
+
+def _unburied(world: World, pods: list[o.Pod]) -> list[str]:
+    """The last failed run of every container has its certificate, and no node keeps one that was taken."""
+    wrong = [
+        f"{node.name} still keeps the certificate {name}"
+        for node in world.nodes.values()
+        for name in node.state.shelves[DEATHS]
+    ]
+    for pod in pods:
+        sidecars = {one.name for one in pod.spec.initContainers if one.restartPolicy == "Always"} if ended(pod) else ()
+        meta, status = pod.metadata, pod.status
+        if meta.HasField("deletionTimestamp") or status.reason == "Lost":
+            continue
+        for container in (*status.initContainerStatuses, *status.containerStatuses):
+            last = (
+                container.state.terminated if container.state.HasField("terminated") else container.lastState.terminated
+            )
+            name = f"{meta.name}.{container.name}.{last.containerID.rpartition('/')[2]}.{meta.uid[:8]}"
+            asked = container.name in sidecars
+            if last.exitCode and not asked and Key("Death", meta.namespace, name) not in world.watchdog.objects:
+                wrong.append(f"death {name} was not told")
     return wrong
 
 
