@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from shoal.agent.images import names, oci
+from shoal.agent.images.caller import Retry
 from shoal.agent.images.catalog import Record
 from shoal.agent.images.content import Content, Progress
 from shoal.agent.images.names import Reference
 from shoal.agent.images.oci import Descriptor
 from shoal.agent.images.port import Credential, ImageFault
-from shoal.agent.images.registry import Registries, Repository, Retry
+from shoal.agent.images.registry import Registries, Repository
 from shoal.agent.images.sharing import together
 from shoal.agent.images.streams import MIB
 

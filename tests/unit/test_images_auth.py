@@ -12,8 +12,8 @@ import pytest
 
 from shoal.agent.images import auth
 from shoal.agent.images.auth import Challenge, NodeCredentials, challenges, credentials_of, matching, registry_of
+from shoal.agent.images.caller import retry_after, words_of
 from shoal.agent.images.port import Credential, ImageFault
-from shoal.agent.images.registry import retry_after, words_of
 from shoal.proto.v1.objects_pb2 import ObjectMeta, Secret
 
 JSON, OLD = "kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from shoal.agent.images.caller import Caller
 from shoal.agent.images.port import ImageFault
 from shoal.agent.images.puller import near
-from shoal.agent.images.registry import Registries
-from shoal.agent.images.settings import Endpoint, Registry, Settings, endpoints, is_loopback
+from shoal.agent.images.sessions import Sessions
+from shoal.agent.images.settings import Endpoint, Patience, Registry, endpoints, is_loopback
 from shoal.agent.images.sharing import Shared, together
 
 
@@ -41,11 +42,10 @@ def test_what_is_this_very_machine(host: str, wanted: bool) -> None:
 
 
 async def test_https_never_leads_to_http() -> None:
-    registries = Registries(Settings())
-    repository = registries.repository(Endpoint("a.io", registry="a.io"), "x/y", (), "pull")
-    assert repository._same_trust("https://a.io/v2/", "/v2/b") == "https://a.io/v2/b"
+    caller = Caller(Sessions(Patience()), Endpoint("a.io", registry="a.io"), "", ())
+    assert caller.same_trust("https://a.io/v2/", "/v2/b") == "https://a.io/v2/b"
     with pytest.raises(ImageFault, match="leads from https to http"):
-        repository._same_trust("https://a.io/v2/", "http://a.io/v2/")
+        caller.same_trust("https://a.io/v2/", "http://a.io/v2/")
 
 
 def test_near_tags() -> None:
