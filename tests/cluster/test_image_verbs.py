@@ -28,6 +28,8 @@ from tests.etcd import free_port
 from tests.leaks import nothing_left
 from tests.registries import PASSWORD, USER, Odd, Running, refusal, skopeo
 
+NODE_DISK = "128Mi"
+TOO_LARGE = 160 << 20  # bytes of a file that packs to a thousandth, so that it is noticed in the midst of the pull
 POD_SECONDS = 90.0  # the second try comes after ten seconds, the third after twenty more
 
 
@@ -55,7 +57,9 @@ def cluster(
     flags = [word for port in ports for word in ("--insecure-registry", f"gateway:{port}")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_CONFIG", str(folder / "docker"))
-        with bad_input.cluster(folder, *flags, "--registry", name=f"verbs{os.getpid()}") as made:
+        with bad_input.cluster(
+            folder, *flags, "--registry", "--node-disk", NODE_DISK, name=f"verbs{os.getpid()}"
+        ) as made:
             plan = load(folder / "data")
             assert plan is not None
             yield made, plan.gateway
@@ -411,3 +415,20 @@ def test_a_registry_that_nobody_runs_is_named(shoal: Shoal, cluster: tuple[Shoal
     for name, words in (("refused", f"{address} cannot be reached"), ("unknown", "nosuch.invalid cannot be reached")):
         state = shoal.until(name, lambda state: state.get("waiting", {}).get("reason") == "ImagePullBackOff")
         assert words in state["waiting"]["message"]
+
+
+def test_a_disk_that_fills_up_in_mid_pull_is_told_and_given_back(
+    shoal: Shoal, cluster: tuple[Shoal, str], ports: tuple[int, int]
+) -> None:
+    odd = Odd()
+    large = images.layer(images.member("large", bytes(TOO_LARGE)))
+    odd.publish(oci_writer.layout([oci_writer.ImageSpec(["1"], [large], {})]))
+    with registries.serving_apart(odd, cluster[1], ports[1]):
+        text = pod("p", image=f"{odd.address}/large:1").replace(
+            "{terminationGrace", "{nodeName: node-2, terminationGrace"
+        )
+        shoal.apply(text)
+        state = shoal.until("p", lambda state: state.get("waiting", {}).get("reason") == "ImagePullBackOff")
+        assert "is full" in state["waiting"]["message"]
+        odd.publish(made_for("1"))
+        shoal.running("p")
