@@ -84,6 +84,14 @@ def fill_registry(name: str) -> None:
         print(f"pushed {', '.join(push(archive, plan.registry_address))} to {plan.registry_address}")
 
 
+def show_pulls() -> None:
+    """How long the first pull of each image took, by the pods' events; nothing when the nodes had them already."""
+    events = json.loads(shoal("get", "events", "-o", "json", quiet=True))["items"]
+    pulls = {event["message"] for event in events if event["reason"] == "Pulled"}
+    for message in sorted(pulls):
+        print(message)
+
+
 def use_it() -> None:
     """The page of one pod is fetched from another node, and redis answers a pod on another node."""
     toolboxes, webs = pods("app=toolbox"), pods("app=guestbook,tier=frontend")
@@ -117,6 +125,7 @@ def up(options: argparse.Namespace) -> None:
         WAIT,
     )
     shoal("image", "ls")
+    show_pulls()
     say("4. Packets between pods on different nodes")
     use_it()
     say("5. What is where")
