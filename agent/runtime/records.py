@@ -7,6 +7,7 @@
                                                 /start_error.json  it never ran: reason, message, exit code
     <data>/pods/<uid>/work/<container>-<attempt>/             what launch needs (upper folder, files, last message)
     <data>/trash/                                             what a sweeper deletes out of line
+    <run>/private/<uid>/<container>-<attempt>.json            command and environment, which may hold Secrets: in memory
 
 The blocks of started.json and exit.json are reserved with the intent: a full disk cannot take away how a run ended.
 """
@@ -25,6 +26,8 @@ RESERVED = 4096  # bytes, one block: every started record, and every exit record
 EXIT_RESERVED = 2 * RESERVED  # most messages are short; one that does not fit on a full disk is left out
 UNKNOWN = "ContainerStatusUnknown"
 UNKNOWN_CODE = 137
+
+PRIVATE = ("argv", "env")  # of a spec: never written to a disk
 
 Record = dict[str, Any]
 
@@ -56,6 +59,30 @@ def run_folder(data: str, pod: str, name: str, attempt: int) -> str:
 
 def work_folder(data: str, pod: str, name: str, attempt: int) -> str:
     return f"{data}/pods/{pod}/work/{name}-{attempt}"
+
+
+def private_folder(run: str, pod: str) -> str:
+    return f"{run}/private/{pod}"
+
+
+def keep_private(run: str, pod: str, name: str, attempt: int, spec: Record) -> Record:
+    """Writes the private part of a spec to the run folder, which is in memory, and gives the rest. Raises OSError."""
+    folder = private_folder(run, pod)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    write(folder, f"{name}-{attempt}", {key: spec[key] for key in PRIVATE if key in spec})
+    return {key: value for key, value in spec.items() if key not in PRIVATE}
+
+
+def with_private(run: str, pod: str, name: str, attempt: int, spec: Record) -> Record:
+    """The whole spec again, as far as it is known."""
+    return {"argv": [], "env": {}, **spec, **(read(private_folder(run, pod), f"{name}-{attempt}") or {})}
+
+
+def drop_private(run: str, pod: str, name: str, attempt: int) -> None:
+    try:
+        os.unlink(f"{private_folder(run, pod)}/{name}-{attempt}.json")
+    except FileNotFoundError:
+        pass
 
 
 def reserve(folder: str, name: str, size: int = RESERVED) -> None:

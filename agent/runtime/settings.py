@@ -4,7 +4,7 @@
 <run>/pods/<uid>.sock, <uid>.lock                             a supervisor's door; the lock holds its pid
 <run>/sandboxes/<uid>/{net,ipc,uts}                           the pods' namespaces
 <run>/sandboxes/<uid>/{shm,pid,holder}                        their /dev/shm; a shared pid namespace, its first process
-<data>/pods/..., <data>/trash/                                see records.py
+<run>/private/<uid>/, <data>/pods/..., <data>/trash/          see records.py
 """
 
 from __future__ import annotations

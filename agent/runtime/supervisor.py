@@ -22,6 +22,7 @@ from shoal.agent.runtime.executions import Executions
 from shoal.agent.runtime.output import Output
 from shoal.agent.runtime.probes import Probes
 from shoal.agent.runtime.settings import Settings
+from shoal.agent.runtime.trees import delete_tree
 
 RETRY_SECONDS = 1.0  # when the disk refuses a record
 REAPED_SECONDS = 5.0  # how long the spawner may take to tell an orphan's code
@@ -142,7 +143,9 @@ class Supervisor:
 
     def _adopt(self, run: records.Run, started: records.Record) -> None:
         """Takes up a started container, with the duplicates when the spawner had them."""
-        spec = (run.intent or {}).get("spec", {})
+        spec = records.with_private(
+            self.settings.run, self.pod, run.name, run.attempt, (run.intent or {}).get("spec", {})
+        )
         pid, ticks = int(started["pid"]), int(started["start_ticks"])
         live = Live(run.name, run.attempt, spec, Output(self.poller, spec), pid, own=False)
         self.probes.clear(self._path(live))
@@ -301,6 +304,7 @@ class Supervisor:
         for log_path in self._logs_outside(folder):
             for old in logs.rotated(log_path):
                 os.unlink(old)
+        delete_tree(records.private_folder(self.settings.run, self.pod))
         records.discard(self.settings.data, folder, self.pod)
         for name in (self.settings.socket(self.pod), self.settings.lock(self.pod)):
             try:
@@ -351,7 +355,7 @@ class Supervisor:
         bpf = self._profile(profile)
         live = Live(name, attempt, spec, Output(self.poller, spec))
         folder = records.run_folder(self.settings.data, self.pod, name, attempt)
-        self._write_intent(folder, spec, profile)
+        self._write_intent(live, folder, profile)
         self._fault_point("intent")
         try:
             launched = self._launch_process(live, sandbox, bpf)
@@ -381,8 +385,9 @@ class Supervisor:
         run = [self.pod, live.name, live.attempt]
         self._tell({"event": "started", "run": run, "pid": live.pid, "at": live.at})
 
-    def _write_intent(self, folder: str, spec: wire.Message, profile: str) -> None:
+    def _write_intent(self, live: Live, folder: str, profile: str) -> None:
         """Nothing is left when the disk refuses: then this id has never been tried."""
+        spec = records.keep_private(self.settings.run, self.pod, live.name, live.attempt, live.spec)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         records.reserve(folder, "started")
         records.reserve(folder, "exit", records.EXIT_RESERVED)
@@ -541,6 +546,7 @@ class Supervisor:
             raise wire.Refused(f"{self.pod}/{name}/{attempt} still runs: signal it and wait for its end first")
         self._clear_cgroup(self.cgroups.container_path(self.pod, name, attempt))
         label, data = f"{self.pod}.{name}-{attempt}", self.settings.data
+        records.drop_private(self.settings.run, self.pod, name, attempt)
         records.discard(data, records.work_folder(data, self.pod, name, attempt), label)
         self._fault_point("removing")
         records.discard(data, records.run_folder(data, self.pod, name, attempt), f"{label}.records")

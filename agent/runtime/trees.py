@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from itertools import islice
 
+BATCH = 1000  # entries
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -11,6 +14,7 @@ def delete_tree(path: str) -> bool:
     """Deletes a folder with all that is in it, by descriptors, following nothing; says whether it is gone.
 
     However deep a tree is, no recursion and no long path is needed: what lies two levels down is moved to the top.
+    However many entries a folder has, a few of them are in memory.
     """
     try:
         top = os.open(path, FOLDER_FLAGS)
@@ -21,8 +25,8 @@ def delete_tree(path: str) -> bool:
     try:
         count = 0
         stuck: set[str] = set()
-        while names := sorted(set(os.listdir(top)) - stuck):
-            for name in names:
+        while len(stuck) < BATCH and (names := _some(top, stuck)):
+            for name, _ in names:
                 count += 1
                 if not _delete_entry(top, name, f".gone-{os.getpid()}-{count}-"):
                     stuck.add(name)
@@ -40,17 +44,29 @@ def _delete_entry(top: int, name: str, prefix: str) -> bool:
     except OSError as error:
         return isinstance(error, FileNotFoundError) or _unlink(name, top)  # a link is ELOOP
     try:
-        with os.scandir(inner) as entries:
-            for number, entry in enumerate(list(entries)):
-                if not entry.is_dir(follow_symlinks=False):
-                    _unlink(entry.name, inner)
-                elif not _remove_folder(entry.name, inner):
-                    os.rename(entry.name, f"{prefix}{number}", src_dir_fd=inner, dst_dir_fd=top)
+        moved, gone = 0, 1
+        while gone and (entries := _some(inner)):
+            gone = 0
+            for entry, is_folder in entries:
+                if not is_folder:
+                    gone += _unlink(entry, inner)
+                    continue
+                if not _remove_folder(entry, inner):
+                    moved += 1
+                    os.rename(entry, f"{prefix}{moved}", src_dir_fd=inner, dst_dir_fd=top)
+                gone += 1
     except OSError:
         pass  # what stays shows in the removal below
     finally:
         os.close(inner)
     return _remove_folder(name, top)
+
+
+def _some(folder: int, but: Collection[str] = ()) -> list[tuple[str, bool]]:
+    """The next entries and whether each is a folder: a container may have made millions."""
+    with os.scandir(folder) as entries:
+        wanted = (entry for entry in entries if entry.name not in but)
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(wanted, BATCH)]
 
 
 def _unlink(name: str, folder: int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.port import Mount, StartError
-from tests.node.supervision_world import World, ended
+from tests.node.supervision_world import World, ended, persistent
 
 pytestmark = pytest.mark.root
 
@@ -68,6 +70,32 @@ async def test_unconfined_and_privileged_have_no_filter(world: World, client: Cl
     assert await output(world, client, script) == ["2"]
     assert await output(world, client, script, seccomp="unconfined") == ["0"]
     assert await output(world, client, script, privileged=True) == ["0"]
+
+
+async def test_no_disk_has_the_environment_and_the_arguments(world: World, client: Client) -> None:
+    """Both may hold Secrets. A successor of the supervisor still gives the environment to commands inside."""
+    pod = world.pod()
+    await client.ensure_sandbox(world.sandbox(pod))
+    spec = world.spec(
+        pod, "echo ready; exec sleep 60 # zebra-argument", env={"TOKEN": "zebra-variable", "PATH": "/bin"}
+    )
+    state = await client.start(spec)
+    written = [
+        path for path in Path(world.settings.data).rglob("*") if path.is_file() and b"zebra" in path.read_bytes()
+    ]
+    assert not written, written
+    kept = [path for path in Path(world.settings.run).rglob("*.json") if b"zebra" in path.read_bytes()]
+    assert len(kept) == 1
+    assert kept[0].stat().st_mode & 0o077 == kept[0].parent.stat().st_mode & 0o077 == 0
+    os.kill(world.supervisor_pid(pod), signal.SIGKILL)
+    process = await persistent(lambda: client.exec(state.id, ["sh", "-c", "echo $TOKEN"]))
+    assert await process.read() == ("stdout", b"zebra-variable\n")
+    await client.signal(state.id, signal.SIGKILL)
+    await ended(client, state.id)
+    await client.remove_container(state.id)
+    assert not kept[0].exists()
+    await client.remove_sandbox(pod)
+    assert not kept[0].parent.exists()
 
 
 async def test_mounts_travel(world: World, client: Client) -> None:

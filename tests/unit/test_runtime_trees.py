@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
-from shoal.agent.runtime.trees import delete_tree
+from shoal.agent.runtime.trees import BATCH, delete_tree
 
 DEEP = 1200  # levels: beyond PATH_MAX and Python's recursion limit
 NAME = "a-folder"
@@ -48,3 +49,25 @@ def test_a_link_in_place_of_the_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert not delete_tree(str(tmp_path / "link"))
     assert (tmp_path / "real").exists()
+
+
+def test_a_folder_of_any_number_of_entries_costs_little_memory(tmp_path: Path) -> None:
+    """At the top and below it; the agent deletes what containers made."""
+    tree = tmp_path / "tree"
+    count = 3 * BATCH + 7
+    for folder in (tree, tree / "inner"):
+        folder.mkdir()
+        fd = os.open(folder, os.O_RDONLY)
+        for number in range(count):
+            os.close(os.open(f"{'n' * 240}{number}", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+            os.mkdir(f"{'d' * 240}{number}", dir_fd=fd)
+        os.close(fd)
+    (tree / "inner" / f"{'d' * 240}0" / "deep").mkdir()
+    tracemalloc.start()
+    try:
+        assert delete_tree(str(tree))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not tree.exists()
+    assert peak < BATCH * 1500, "all names at once are over four times as much"
