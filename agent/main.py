@@ -49,6 +49,7 @@ from shoal.agent.state import DiskState, StateFault
 from shoal.agent.volumes.disk import DiskVolumes
 from shoal.agent.volumes.port import VolumeFault
 from shoal.proto import logs
+from shoal.proto.process import write_no_core
 
 log = logging.getLogger("shoal.agent")
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as fault:
         print(fault, file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
+    write_no_core()
     logs.set_up(config.log_format, config.log_level)
     try:
         if os.geteuid() != 0:

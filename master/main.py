@@ -29,6 +29,7 @@ from shoal.master.store.etcd import Etcd, Tls
 from shoal.master.store.etcd_lease import ThreadRenewer
 from shoal.master.store.metered import Metered
 from shoal.proto import logs
+from shoal.proto.process import write_no_core
 
 log = logging.getLogger("shoal.master")
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"shoal-master: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    write_no_core()
     logs.set_up(config.log_format)
     try:
         asyncio.run(run(config, secrets))

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from shoal.agent.images import tar
 from shoal.agent.images.archive import LayerSource
 from shoal.agent.images.port import ImageFault
-from shoal.agent.images.streams import CHUNK, Bounds, Digest, Limited, Region, unpacker
+from shoal.agent.images.streams import CHUNK, SMALL_DISK, Bounds, Digest, Limited, Region, unpacker
 from shoal.agent.runtime import syscalls
 
 Parts = tuple[bytes, ...]
@@ -233,11 +233,19 @@ class Unpacker:
             raise ImageFault("TooLarge", f"{self.what} unpacks to more than {self._bounds.unpacked} bytes: refused")
         made = os.open(name, flags, 0o600, dir_fd=folder)
         try:
-            _fill(made, archive, entry)
+            _fill(made, self._leaving_room(archive.chunks()), entry)
             self._attributes(made, entry)
             os.utime(made, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(made)
+
+    def _leaving_room(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """A layer may unpack to far more than it promises: the disk's last part stays everybody else's."""
+        for data in chunks:
+            disk = os.fstatvfs(self._root)
+            if disk.f_bavail * disk.f_frsize < min(self._bounds.reserve, disk.f_blocks * disk.f_frsize // SMALL_DISK):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield data
 
     def _attributes(self, made: int, entry: tar.Entry) -> None:
         """Owner before mode and capabilities: chown(2) takes setuid bits and capabilities away."""
@@ -419,15 +427,15 @@ def _is_opaque(folder: int, path: bytes) -> bool:
         os.close(opened)
 
 
-def _fill(made: int, archive: tar.Tar, entry: tar.Entry) -> None:
+def _fill(made: int, chunks: Iterator[bytes], entry: tar.Entry) -> None:
     """Writes a file's data; the holes of a sparse one stay holes."""
     if entry.segments is None:
-        for data in archive.chunks():
+        for data in chunks:
             _write(made, data)
         return
     segments = iter(entry.segments)
     at = left = 0
-    for data in archive.chunks():
+    for data in chunks:
         view = memoryview(data)
         while len(view):
             while not left:

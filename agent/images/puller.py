@@ -26,7 +26,7 @@ from shoal.agent.images.oci import Descriptor
 from shoal.agent.images.port import Credential, Image, ImageConfig, ImageFault
 from shoal.agent.images.registry import Registries, Repository, Shown
 from shoal.agent.images.sharing import Shared
-from shoal.agent.images.streams import MIB, digest_of
+from shoal.agent.images.streams import MIB, SMALL_DISK, digest_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +36,6 @@ BATCH = MIB  # bytes handed to a thread at once
 PROGRESS_S = 0.5
 MAX_INDEXES = 3  # nested in each other
 TAGS_ASKED, TAGS_SHOWN = 100, 5
-SMALL_DISK = 20  # the reserve is at most this part of the disk
 
 
 class Puller:

@@ -22,6 +22,7 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 CHUNK = 256 * KIB
+SMALL_DISK = 20  # a reserve is at most this part of the disk
 ZSTD_MAX_WINDOW = 128 * MIB  # what `zstd --ultra --long=27` needs; more would be memory for the asking
 
 
@@ -36,6 +37,7 @@ class Bounds:
     document: int = 4 * MIB  # one manifest, index or configuration
     entries: int = 2_000_000  # of one layer
     layers: int = 256
+    reserve: int = 128 * MIB  # of the disk, or a part of SMALL_DISK if that is less: never unpacked into
 
 
 DEFAULT_BOUNDS = Bounds()

@@ -549,6 +549,24 @@ async def test_a_full_disk(small_disk: Path, odd: Odd) -> None:
     await store.close()
 
 
+async def test_a_layer_that_unpacks_to_more_than_there_is_leaves_others_their_room(small_disk: Path, odd: Odd) -> None:
+    store = await opened(small_disk / "images")
+    odd.publish(layout(bytes(shutil.disk_usage(small_disk).free * 2)))
+    least = shutil.disk_usage(small_disk).free
+
+    async def watch() -> None:
+        nonlocal least
+        while True:
+            least = min(least, shutil.disk_usage(small_disk).free)
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    await fails(store, odd, "is full", reason="NoSpace")
+    watching.cancel()
+    assert MIB // 2 < least < 4 * MIB
+    await store.close()
+
+
 PULLER = """
 import asyncio, sys
 from pathlib import Path

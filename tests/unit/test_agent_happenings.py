@@ -119,3 +119,12 @@ def test_the_master_takes_a_node_s_word_on_its_own_pods() -> None:
 def test_the_master_drops_what_is_not_a_node_s_to_say(node: str, fields: dict[str, Any]) -> None:
     world = Control([pod_on("a", "p")])
     assert list(judge(world, node, [happening(**fields)])) == []
+
+
+def test_the_master_bounds_what_one_report_can_say() -> None:
+    """It waits in memory, beside what all others have said."""
+    world = Control([pod_on("a", "p")])
+    flood = [happening(reason=f"R{number}", message="x" * 1_000_000) for number in range(300)]
+    said = list(judge(world, "a", flood))
+    assert len(said) == 100
+    assert max(len(one.message) for one in said) == 1024
