@@ -8,11 +8,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from shoal.agent.eviction import DEFAULT_EVICTION, Eviction, ImageGC, parse_eviction, parse_image_gc
 from shoal.agent.images import settings as registries
 from shoal.agent.images.settings import Registry
 from shoal.agent.machine import Capacity
 from shoal.agent.machines import DEFAULT_PODS, Overrides
-from shoal.agent.node import Reserved
+from shoal.agent.reserve import RESOURCES
 from shoal.proto import quantity
 from shoal.proto.logs import FORMATS
 from shoal.proto.settings_file import SettingsFileError, read_settings
@@ -41,6 +42,8 @@ KEYS = {
     "resolv_conf": str,
     "registries": dict,
     "registry_credentials": str,
+    "eviction": dict,
+    "image_gc": dict,
     "log_level": str,
     "log_format": str,
 }
@@ -65,13 +68,15 @@ class Config:
     cgroup: str = DEFAULT_CGROUP
     http: Sequence[tuple[str, int]] = ()
     capacity: Mapping[str, int] = field(default_factory=dict)  # cpu in thousandths, the others whole
-    reserved: Reserved = field(default_factory=Reserved)
+    reserved: Mapping[str, int] = field(default_factory=dict)  # likewise, and pids; what is missing has a default
     labels: Mapping[str, str] = field(default_factory=dict)
     boot_id: str = ""
     spawner: str = "own"  # the agent starts it; "external": a unit of its own does
     resolv_conf: Path = Path("/etc/resolv.conf")
     registries: Mapping[str, Registry] = field(default_factory=dict)
     registry_credentials: Path | None = None  # docker's config.json
+    eviction: Eviction = DEFAULT_EVICTION
+    image_gc: ImageGC = field(default_factory=ImageGC)
     log_level: str = "INFO"
     log_format: str = "logfmt"
 
@@ -138,8 +143,11 @@ def _value(name: str, value: Any) -> Any:
         case "capacity":
             return amounts(value)
         case "reserved":
-            given = amounts(value)
-            return Reserved(given.get("cpu", 0), given.get("memory", 0), given.get("ephemeral-storage", 0))
+            return amounts(value, RESOURCES)
+        case "eviction":
+            return parse_eviction(value)
+        case "image_gc":
+            return parse_image_gc(value)
         case "registries":
             return registries.parse(value)
         case "labels":
@@ -172,11 +180,11 @@ def host_port(text: Any) -> tuple[str, int]:
     return host, int(port)
 
 
-def amounts(table: Mapping[str, Any]) -> dict[str, int]:
+def amounts(table: Mapping[str, Any], known: Sequence[str] = AMOUNTS) -> dict[str, int]:
     """cpu in thousandths, the others whole. Raises ValueError."""
-    unknown = [name for name in table if name not in AMOUNTS]
+    unknown = [name for name in table if name not in known]
     if unknown:
-        raise ValueError(f"{', '.join(map(str, unknown))} is not a resource of a node; known are {', '.join(AMOUNTS)}")
+        raise ValueError(f"{', '.join(map(str, unknown))} is not a resource of a node; known are {', '.join(known)}")
     return {
         name: quantity.milli(str(text)) if name == "cpu" else quantity.whole(str(text)) for name, text in table.items()
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import shoal
 from shoal.agent.copying import Copier
 from shoal.agent.deathbook import DeathBook
+from shoal.agent.eviction import DEFAULT_EVICTION, Eviction, ImageGC
 from shoal.agent.images.port import Images
 from shoal.agent.logs import LogFiles
 from shoal.agent.machine import Machine
@@ -24,6 +25,7 @@ from shoal.agent.pods.backoff import retry_delay
 from shoal.agent.pods.probing import Hooks, Prober
 from shoal.agent.pods.spec import NodeFacts
 from shoal.agent.pods.worker import Meter, NodePorts, Worker
+from shoal.agent.pressure_watch import Ports, PressureWatch
 from shoal.agent.reclaim import Reclaimer
 from shoal.agent.runtime.port import ContainerID, Runtime, RuntimeEvent, RuntimeFault, Usage
 from shoal.agent.sampling import Sampler
@@ -33,6 +35,7 @@ from shoal.agent.storage import Folders, StorageWatch
 from shoal.agent.sync import NodeNetwork, Sync
 from shoal.agent.tunnels import Tunnels
 from shoal.agent.volumes.port import Volumes
+from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent")
@@ -52,6 +55,8 @@ class AgentConfig:
     reserved: Reserved = field(default_factory=Reserved)
     runs_root: str = ""  # the runtime's folder of a pod lies in it
     salt: bytes = field(default=b"", repr=False)  # random, of this process: see NodeFacts
+    eviction: Eviction = DEFAULT_EVICTION
+    image_gc: ImageGC = field(default_factory=ImageGC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class Agent:
         """`now` is CLOCK_REALTIME."""
         self.restored = False
         self.usage: Mapping[ContainerID, Usage] = {}
+        self.session: Session | None = None
         self._config = config
         self._ports = ports
         self._now = now
@@ -126,7 +132,8 @@ class Agent:
         self.reclaimer = Reclaimer(ports.volumes, ports.objects, self.worker.machines, self._volumes_removed)
         folders = Folders(config.log_root, config.runs_root)
         self.storage = StorageWatch(ports.volumes, self.worker.machines, self.worker.post, folders)
-        self.sync = Sync(config.node, node_ports, self.worker, self.network, self.reclaimer, now)
+        self.pressure = self._pressure_watch(folders)
+        self.sync = Sync(config.node, node_ports, self.worker, self.network, self.reclaimer, now, self.pressure.refusal)
         self.tunnels = Tunnels(
             ports.connector,
             self.worker,
@@ -138,7 +145,20 @@ class Agent:
             Sampler(ports.runtime, machine),
             ports.copier,
         )
-        self.session: Session | None = None
+
+    def _pressure_watch(self, folders: Folders) -> PressureWatch:
+        ports, config = self._ports, self._config
+        return PressureWatch(
+            Ports(ports.machine, ports.runtime, ports.images, ports.volumes),
+            config.eviction,
+            config.image_gc,
+            self.worker.machines,
+            self.worker.post,
+            folders,
+            self._now,
+            self._pressure_changed,
+            self._images_stale.set,
+        )
 
     @property
     def connected(self) -> bool:
@@ -161,6 +181,7 @@ class Agent:
         self.outbox = Outbox(identity.agent_start)
         self.reporter.network_fault = self.network.fault
         await self.reporter.refresh_images()
+        self.pressure.look()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_runtime(), name="runtime events")
@@ -171,6 +192,7 @@ class Agent:
                 self.restored = True
                 group.create_task(self.reclaimer.run(), name="reclaim")
                 group.create_task(self.storage.run(), name="storage")
+                group.create_task(self.pressure.run(), name="pressure")
                 self.session = self._session(identity.instance_id)
                 group.create_task(self.session.run(), name="session")
         finally:
@@ -251,6 +273,10 @@ class Agent:
 
     def _tell(self, happening: s.Happening) -> None:
         self.outbox.put_happening(happening)
+
+    def _pressure_changed(self, conditions: Sequence[o.Condition]) -> None:
+        self.reporter.pressures = conditions
+        self._node_changed()
 
     def _volumes_removed(self, names: Sequence[str]) -> None:
         if self.session is not None:

@@ -35,7 +35,31 @@ class MachineUsage:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Of one resource: what is left of how much. `capacity` 0: not known, nobody runs short of it."""
+
+    available: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What the node has left: of its own, and of what its pods may have together."""
+
+    memory: Amount  # bytes
+    disk: Amount  # bytes, for pods, images and logs alike
+    inodes: Amount
+    pids: Amount
+    pods_memory: Amount = Amount(0, 0)
+    pods_pids: Amount = Amount(0, 0)
+
+
 class Machine(Protocol):
     def capacity(self) -> Capacity: ...
     def info(self) -> MachineInfo: ...
     def usage(self) -> MachineUsage: ...
+
+    def signals(self) -> Signals:
+        """Cheap enough to be asked every second. Raises OSError."""
+        ...

@@ -6,12 +6,14 @@ import os
 import platform
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shoal.agent.machine import Capacity, MachineInfo, MachineUsage
+from shoal.agent.machine import Amount, Capacity, MachineInfo, MachineUsage, Signals
+from shoal.agent.runtime.cgroups import Room
 
 DEFAULT_PODS = 110  # the kubelet's
+NO_ROOM = Room(0, 0, 0, 0)
 IDLE, IO_WAIT = 3, 4  # fields of /proc/stat's first line
 OCI_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -30,10 +32,18 @@ class Overrides:
 class RealMachine:
     """Implements machine.Machine from /proc and /etc. `data` is the folder whose disk holds the pods."""
 
-    def __init__(self, data: Path, overrides: Overrides | None = None, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self,
+        data: Path,
+        overrides: Overrides | None = None,
+        proc: Path = Path("/proc"),
+        pods: Callable[[], Room] | None = None,
+    ) -> None:
+        """`pods`: what the limits of all pods together leave."""
         self._data = data
         self._overrides = overrides or Overrides()
         self._proc = proc
+        self._pods = pods
         self._info = self._read_info()
 
     def capacity(self) -> Capacity:
@@ -55,6 +65,28 @@ class RealMachine:
         busy = sum(ticks) - ticks[IDLE] - ticks[IO_WAIT]  # proc(5): guests are counted within user and nice
         memory = self._meminfo("MemTotal") - self._meminfo("MemAvailable")
         return MachineUsage(busy / os.sysconf("SC_CLK_TCK"), memory)
+
+    def signals(self) -> Signals:
+        disk = os.statvfs(self._data)
+        memory = Amount(self._meminfo("MemAvailable"), self._memory())
+        pods = self._pods() if self._pods is not None else NO_ROOM
+        return Signals(
+            memory,
+            Amount(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize),
+            Amount(disk.f_favail, disk.f_files),
+            self._pids(),
+            _left(pods.memory_limit, pods.memory_used),
+            _left(pods.pids_limit, pods.pids_used),
+        )
+
+    def pids_capacity(self) -> int:
+        """Processes and threads that the kernel allows; 0 when it does not say."""
+        limits = [_first_line(self._proc / "sys/kernel" / name) for name in ("pid_max", "threads-max")]
+        return min((int(text) for text in limits if text.isdigit()), default=0)
+
+    def _pids(self) -> Amount:
+        tasks = (self._proc / "loadavg").read_text().split()[3].partition("/")[2]  # proc(5): running/all
+        return _left(self.pids_capacity(), int(tasks))
 
     def _memory(self) -> int:
         return self._meminfo("MemTotal")
@@ -92,13 +124,15 @@ class DevNode:
         capacity: Capacity,
         boot_id: str = "",
         used: Callable[[], tuple[float, int, int]] | None = None,
+        room: Callable[[], Room] | None = None,
     ) -> None:
-        """`used`: what its cgroup says (CPU seconds, memory in bytes, processes)."""
+        """`used`: what its cgroup says (CPU seconds, memory in bytes, processes); `room`: what its limits leave."""
         self._host = host
         self._name = name
         self._capacity = capacity
         self._boot_id = boot_id
         self._used = used
+        self._room = room
 
     def capacity(self) -> Capacity:
         return self._capacity
@@ -108,6 +142,13 @@ class DevNode:
             return self._host.usage()
         cpu_seconds, memory_bytes, _ = self._used()
         return MachineUsage(cpu_seconds, memory_bytes)
+
+    def signals(self) -> Signals:
+        """Where its cgroup has no limit, the host's own count."""
+        host, room = self._host.signals(), self._room() if self._room is not None else NO_ROOM
+        memory = _left(room.memory_limit, room.memory_used) if room.memory_limit else host.memory
+        pids = _left(room.pids_limit, room.pids_used) if room.pids_limit else host.pids
+        return replace(host, memory=memory, pids=pids)
 
     def info(self) -> MachineInfo:
         host = self._host.info()
@@ -119,6 +160,10 @@ class DevNode:
             architecture=host.architecture,
             hostname=self._name,
         )
+
+
+def _left(limit: int, used: int) -> Amount:
+    return Amount(max(limit - used, 0), limit)
 
 
 def _first_line(path: Path) -> str:

@@ -24,6 +24,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from shoal.agent import reserve
 from shoal.agent.config import Config, ConfigError, load
 from shoal.agent.copying import DiskCopier
 from shoal.agent.core import Agent, AgentConfig, AgentPorts
@@ -36,6 +37,7 @@ from shoal.agent.machines import DevNode, RealMachine
 from shoal.agent.metrics import AgentCollector, Durations
 from shoal.agent.network.linux import LinuxNetwork
 from shoal.agent.network.port import NetworkFault
+from shoal.agent.node import Reserved
 from shoal.agent.object_files import DiskObjects
 from shoal.agent.probes.hooks import LiveHooks
 from shoal.agent.probes.prober import LiveProber
@@ -180,7 +182,8 @@ async def serve(config: Config) -> None:
             DiskObjects(config.data / "state", config.run),
             copier,
         )
-        agent = Agent(replace(core_config(config), salt=os.urandom(32)), ports, time.time, rng, durations)
+        kept = hold_to_share(config, machine)
+        agent = Agent(replace(core_config(config, kept), salt=os.urandom(32)), ports, time.time, rng, durations)
         await stack.enter_async_context(http_server(config, agent, durations))
         await run_until(agent, stop)
 
@@ -215,15 +218,24 @@ async def first_contact(runtime: Client) -> None:
 
 
 def open_machine(config: Config) -> Machine:
-    host = RealMachine(config.data, config.overrides())
+    groups = open_cgroups(config.cgroup)
+    host = RealMachine(config.data, config.overrides(), pods=lambda: groups.room(f"{groups.base}/pods"))
     told = config.dev_capacity()
     if told is None:
         return host
-    groups = open_cgroups(config.cgroup)
-    return DevNode(host, config.node, told, used=lambda: groups.usage(config.cgroup))
+    base = groups.base
+    return DevNode(host, config.node, told, used=lambda: groups.usage(base), room=lambda: groups.room(base))
 
 
-def core_config(config: Config) -> AgentConfig:
+def hold_to_share(config: Config, machine: Machine) -> Reserved:
+    """Keeps the node's own share off its pods; what allocatable lacks."""
+    capacity, pids = machine.capacity(), machine.signals().pids.capacity
+    reserved = reserve.decided(config.reserved, capacity, pids)
+    reserve.enforce(open_cgroups(config.cgroup), reserved, capacity, pids)
+    return reserve.kept(reserved, config.eviction, capacity)
+
+
+def core_config(config: Config, kept: Reserved) -> AgentConfig:
     return AgentConfig(
         node=config.node,
         address=config.address,
@@ -233,7 +245,9 @@ def core_config(config: Config) -> AgentConfig:
         labels={"kubernetes.io/hostname": config.node, **config.labels},
         metrics_port=config.http[0][1] if config.http else 0,
         resolv_conf=pod_resolv_conf(config.resolv_conf, RESOLVED),
-        reserved=config.reserved,
+        reserved=kept,
+        eviction=config.eviction,
+        image_gc=config.image_gc,
         hosts=read_hosts(Path("/etc/hosts")),
         seccomp_root=str(config.data / "seccomp-profiles"),
     )

@@ -25,6 +25,7 @@ class Reserved:
     milli_cpu: int = 0
     memory_bytes: int = 0
     ephemeral_storage_bytes: int = 0
+    pids: int = 0
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class NodeReporter:
     reserved: Reserved = field(default_factory=Reserved)
     runtime_fault: str = ""
     network_fault: str = ""
+    pressures: Sequence[o.Condition] = ()
     _images: Sequence[Image] = ()
 
     async def refresh_images(self) -> None:
@@ -72,6 +74,7 @@ class NodeReporter:
             conditions=[
                 _condition("RuntimeReady", self.runtime_fault, "RuntimeNotReady"),
                 _condition("NetworkReady", self.network_fault, "NetworkNotReady"),
+                *self.pressures,
             ],
             metrics_port=self.metrics_port,
         )

@@ -18,6 +18,7 @@ from shoal.agent.pods.worker import Found, NodePorts, Worker, by_pod
 from shoal.agent.reclaim import Reclaimer
 from shoal.agent.runtime.port import RuntimeGone
 from shoal.agent.state import ClusterRecord, PodRecord, Position, StateFault
+from shoal.agent.storage import EVICTED
 from shoal.agent.volumes.port import VolumeFault
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
@@ -37,8 +38,11 @@ class Sync:
         network: NodeNetwork,
         reclaim: Reclaimer,
         now: Callable[[], float],
+        refusal: Callable[[o.Pod], str] = lambda pod: "",
     ) -> None:
+        """`refusal` says why a new pod cannot begin on this node now, "" when it can."""
         self._node = node
+        self._refusal = refusal
         self._reclaim = reclaim
         self._ports = ports
         self._worker = worker
@@ -160,6 +164,10 @@ class Sync:
             return
         log.info("pod %s/%s is assigned to this node", pod.metadata.namespace, pod.metadata.name)
         record = PodRecord(uid, pod.SerializeToString(deterministic=True), self._now())
+        why = self._refusal(pod) if uid not in self._orphans else ""
+        if why:
+            log.warning("pod %s/%s is refused: %s", pod.metadata.namespace, pod.metadata.name, why)
+            record = replace(record, failed_at=max(self._now(), 1.0), failed_reason=EVICTED, failed_message=why)
         self._worker.add(record, self._orphans.pop(uid, None))
 
     async def _judge_orphans(self) -> None:

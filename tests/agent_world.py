@@ -12,7 +12,7 @@ from shoal.agent.core import Agent, AgentConfig, AgentPorts
 from shoal.agent.images.fake import FakeImages
 from shoal.agent.images.port import ImageConfig
 from shoal.agent.logs import MemoryLogFiles
-from shoal.agent.machine import Capacity, MachineInfo, MachineUsage
+from shoal.agent.machine import Amount, Capacity, MachineInfo, MachineUsage, Signals
 from shoal.agent.network.fake import FakeNetwork
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
@@ -30,9 +30,18 @@ OTHER = "10.0.0.253:7000"
 PATIENCE_S = 900.0  # of virtual time
 
 
+PLENTY = Signals(
+    Amount(3 << 30, 4 << 30), Amount(9 << 30, 10 << 30), Amount(900_000, 1_000_000), Amount(32_000, 32_768)
+)
+
+
 class StillMachine:
     def __init__(self, boot_id: str = "boot-1") -> None:
         self.boot_id = boot_id
+        self.left = PLENTY
+
+    def signals(self) -> Signals:
+        return self.left
 
     def capacity(self) -> Capacity:
         return Capacity(2000, 4 << 30, 110, 10 << 30)

@@ -12,6 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from shoal.agent.runtime import devices
 
@@ -58,6 +59,16 @@ class Entry:
             if fd >= 0:
                 os.close(fd)
         self.born_in, self.doors = -1, []
+
+
+@dataclass(frozen=True)
+class Room:
+    """Limits of a cgroup (0: none) and what of them is in use; memory without what the kernel can take back at once."""
+
+    memory_limit: int
+    memory_used: int
+    pids_limit: int
+    pids_used: int
 
 
 class Cgroups:
@@ -149,6 +160,10 @@ class Cgroups:
 
     def usage(self, path: str) -> tuple[float, int, int]:
         """(CPU seconds, working set in bytes, processes); zeros for a cgroup that is gone."""
+        raise NotImplementedError
+
+    def room(self, path: str) -> Room:
+        """What its limits leave; zeros for a cgroup that is gone."""
         raise NotImplementedError
 
     def resources(self, path: str) -> dict[str, Any]:
@@ -316,6 +331,18 @@ class CgroupsV1(Cgroups):
         pids = _number(_read(self._file("pids", path, "pids.current")))
         return nanoseconds / 1e9, max(memory - inactive, 0), pids
 
+    def room(self, path: str) -> Room:
+        limit = _number(_read(self._file("memory", path, "memory.limit_in_bytes")))
+        memory = _number(_read(self._file("memory", path, "memory.usage_in_bytes")))
+        stat = _flat(_read(self._file("memory", path, "memory.stat")))
+        cache = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
+        return Room(
+            limit if limit < NO_LIMIT else 0,
+            max(memory - cache, 0),
+            _number(_read(self._file("pids", path, "pids.max"))),
+            _number(_read(self._file("pids", path, "pids.current"))),
+        )
+
     def resources(self, path: str) -> dict[str, Any]:
         cpu = _flat(_read(self._file("cpu", path, "cpu.stat")))
         limit = _number(_read(self._file("memory", path, "memory.limit_in_bytes")))
@@ -399,6 +426,17 @@ class CgroupsV2(Cgroups):
         inactive = _flat(_read(f"{folder}/memory.stat")).get("inactive_file", 0)
         memory = _number(_read(f"{folder}/memory.current"))
         return microseconds / 1e6, max(memory - inactive, 0), _number(_read(f"{folder}/pids.current"))
+
+    def room(self, path: str) -> Room:
+        folder = f"{self.root}/{path}"
+        stat = _flat(_read(f"{folder}/memory.stat"))
+        cache = stat.get("inactive_file", 0) + stat.get("active_file", 0)
+        return Room(
+            _number(_read(f"{folder}/memory.max")),  # "max" is 0
+            max(_number(_read(f"{folder}/memory.current")) - cache, 0),
+            _number(_read(f"{folder}/pids.max")),
+            _number(_read(f"{folder}/pids.current")),
+        )
 
     def resources(self, path: str) -> dict[str, Any]:
         folder = f"{self.root}/{path}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,6 +35,9 @@ _DID = {
     "--heartbeat-ms", type=click.IntRange(min=0), default=0, metavar="MS", help="Instead of the master's choice."
 )
 @click.option("--node-disk", default="", metavar="SIZE", help="Give each node a disk of its own, such as 2Gi.")
+@click.option("--node-memory", default="", metavar="SIZE", help="Give each node so much memory (an equal share).")
+@click.option("--node-pids", type=click.IntRange(min=0), default=0, metavar="N", help="So many processes per node.")
+@click.option("--agent-settings", metavar="FILE", help="YAML with more settings for every agent, such as `eviction`.")
 @click.option(
     "--registry-mirror",
     "mirrors",
@@ -61,6 +64,9 @@ def command(
     etcd: str | None,
     heartbeat_ms: int,
     node_disk: str,
+    node_memory: str,
+    node_pids: int,
+    agent_settings: str | None,
     mirrors: tuple[str, ...],
     insecure: tuple[str, ...],
     registry: bool,
@@ -69,9 +75,10 @@ def command(
     """Start a development cluster on this machine, or bring all of it back."""
     from shoal.deploy.certs.ca import CertificateError
     from shoal.deploy.devcluster import lifecycle
-    from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, check_name, registry_settings
+    from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, Small, check_name, registry_settings
 
-    size = _bytes(node_disk)
+    size, memory = _bytes("--node-disk", node_disk), _bytes("--node-memory", node_memory)
+    small = Small(memory, node_pids, _settings(agent_settings))
     try:
         check_name(name)
         registries = registry_settings(mirrors, insecure)
@@ -79,7 +86,7 @@ def command(
         folder = Path(data) if data else DATA_ROOT / name
         with lifecycle.locked(name):
             plan, _ = lifecycle.prepare(
-                name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size, registries, registry
+                name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size, registries, registry, small
             )
             context = context_of(plan)
             put(context)
@@ -92,14 +99,29 @@ def command(
     return _wait(context, plan, timeout)
 
 
-def _bytes(text: str) -> int:
+def _settings(path: str | None) -> dict[str, Any]:
+    """A YAML file that holds a mapping; {} without one. Raises CommandError. The agent checks what is in it."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        read = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise CommandError(f"--agent-settings {path}: {fault}", USAGE) from None
+    if not isinstance(read, dict):
+        raise CommandError(f"--agent-settings {path}: it must hold a mapping such as `eviction: ...`", USAGE)
+    return read
+
+
+def _bytes(flag: str, text: str) -> int:
     """The amount in bytes; 0 for none. Raises CommandError."""
     from shoal.proto.quantity import QuantityError, whole
 
     try:
         return whole(text) if text else 0
     except QuantityError as wrong:
-        raise CommandError(f"--node-disk: {wrong}", USAGE) from None
+        raise CommandError(f"{flag}: {wrong}", USAGE) from None
 
 
 def context_of(plan: ClusterPlan) -> Context:

@@ -33,8 +33,8 @@ def here() -> dict[Path, str]:
     return hierarchies(MOUNTINFO.read_text())
 
 
-def make(path: str, memory_bytes: int) -> None:
-    """Makes the node's subtree and limits its memory. Raises OSError."""
+def make(path: str, memory_bytes: int, pids: int = 0) -> None:
+    """Makes the node's subtree and limits its memory and processes; 0: no limit. Raises OSError."""
     for point, kind in here().items():
         node = point / path
         (node / "system").mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,8 @@ def make(path: str, memory_bytes: int) -> None:
         for name in ("memory.limit_in_bytes", "memory.max"):
             if memory_bytes and (node / name).exists():
                 (node / name).write_text(str(memory_bytes))
+        if pids and (node / "pids.max").exists():
+            (node / "pids.max").write_text(str(pids))
 
 
 def _delegate(point: Path, path: str) -> None:

@@ -94,7 +94,7 @@ class Keeper:
         left = cgroups.remove(path)
         if left:
             raise OSError(f"cgroups of the last run are still in use: {', '.join(left)}")
-        cgroups.make(path, node.memory_bytes)
+        cgroups.make(path, node.memory_bytes, self.plan.node_pids)
         self.plan.node_folder(node.name).mkdir(parents=True, exist_ok=True)
         log = self._log(f"holder-{node.name}")
         argv = [sys.executable, "-S", "-E", "-I", str(HERE / "holder.py"), node.name, str(uuid.uuid4())]

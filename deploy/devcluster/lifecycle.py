@@ -20,6 +20,7 @@ from shoal.deploy.devcluster.plan import (
     ClusterPlan,
     Host,
     Refusal,
+    Small,
     check_name,
     load,
     new_plan,
@@ -133,9 +134,12 @@ def prepare(
     node_disk_bytes: int = 0,
     registries: Mapping[str, Mapping[str, Any]] | None = None,
     registry: bool = False,
+    small: Small | None = None,
 ) -> tuple[ClusterPlan, bool]:
     """The plan of the cluster in `folder`, made when there is none; True when it is new. Raises Refusal."""
     check_name(name)
+    small = small or Small()
+    small.check()
     plan = load(folder)
     if plan is not None:
         if nodes is not None and nodes != len(plan.nodes):
@@ -146,6 +150,9 @@ def prepare(
         for flag, wanted, there in (
             ("--heartbeat-ms", heartbeat_ms, plan.heartbeat_ms),
             ("--node-disk", node_disk_bytes, plan.node_disk_bytes),
+            ("--node-memory", small.memory_bytes, plan.node_memory_bytes),
+            ("--node-pids", small.pids, plan.node_pids),
+            ("--agent-settings", small.agent, plan.agent),
         ):
             if wanted and wanted != there:
                 raise Refusal(f"cluster {name} is there already with {flag} {there}: `shoal down` takes it away first")
@@ -167,6 +174,7 @@ def prepare(
         node_disk_bytes,
         registries,
         find_registry() if registry else "",
+        small,
     )
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)

@@ -25,6 +25,8 @@ MOST_NODES = 200
 PODS_PER_NODE = 250  # a node has a /24 of addresses for them
 REGISTRY_PORT = 5000  # everybody's habit; another one when it is taken
 MIB = 1 << 20
+LEAST_MEMORY, LEAST_PIDS = 192 * MIB, 100  # the agent, the spawner and one small pod
+OWN_SETTINGS = {"node", "masters", "ca", "certificate", "key", "address", "uplink", "data", "run", "cgroup", "capacity"}
 
 
 class Refusal(Exception):
@@ -62,6 +64,9 @@ class ClusterPlan:
     registries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as the agents' configuration has them
     registry: str = ""  # the binary of docker's registry, which then runs beside the nodes
     registry_port: int = 0  # on the gateway's address
+    node_memory_bytes: int = 0  # of each node; 0: an equal share of this machine
+    node_pids: int = 0  # processes of each node; 0: no limit of its own
+    agent: Mapping[str, Any] = field(default_factory=dict)  # more settings of every agent
 
     @property
     def folder(self) -> Path:
@@ -198,6 +203,25 @@ class Host:
     free_port: Callable[..., int]  # the one that is given, when it is free
 
 
+@dataclass(frozen=True, slots=True)
+class Small:
+    """How small each node is made, and what its agent is told beyond the usual."""
+
+    memory_bytes: int = 0
+    pids: int = 0
+    agent: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises Refusal for nodes on which nothing can run."""
+        if self.memory_bytes and self.memory_bytes < LEAST_MEMORY:
+            raise Refusal(f"--node-memory {self.memory_bytes}: a node needs at least {LEAST_MEMORY // MIB}Mi")
+        if self.pids and self.pids < LEAST_PIDS:
+            raise Refusal(f"--node-pids {self.pids}: a node needs at least {LEAST_PIDS}")
+        own = sorted(set(self.agent) & OWN_SETTINGS)
+        if own:
+            raise Refusal(f"--agent-settings: {', '.join(own)} is the cluster's own affair")
+
+
 def new_plan(
     name: str,
     data: Path,
@@ -209,6 +233,7 @@ def new_plan(
     node_disk_bytes: int = 0,
     registries: Mapping[str, Mapping[str, Any]] | None = None,
     registry: str = "",
+    small: Small | None = None,
 ) -> ClusterPlan:
     """A cluster from scratch. `registry`: the binary, for one with a registry of its own. Raises Refusal."""
     check_name(name)
@@ -218,7 +243,9 @@ def new_plan(
         raise Refusal(f"--masters {masters}: 1 to 5")
     segment = free_segment(host.routes)
     gateway = str(segment.network_address + 1)
+    small = small or Small()
     storage = node_disk_bytes * nodes or host.storage_bytes
+    memory = small.memory_bytes * nodes or host.memory_bytes
     return ClusterPlan(
         name=name,
         data=str(data),
@@ -231,11 +258,14 @@ def new_plan(
         master_ports=tuple(host.free_port() for _ in range(masters)),
         http_ports=tuple(host.free_port() for _ in range(masters)),
         metrics_port=10250,
-        nodes=tuple(node_plans(name, nodes, segment, host.cpus, host.memory_bytes, storage)),
+        nodes=tuple(node_plans(name, nodes, segment, host.cpus, memory, storage)),
         etcd=etcd,
         heartbeat_ms=heartbeat_ms,
         node_disk_bytes=node_disk_bytes,
         registries=seen_from_nodes(registries or {}, gateway),
         registry=registry,
         registry_port=host.free_port(REGISTRY_PORT) if registry else 0,
+        node_memory_bytes=small.memory_bytes,
+        node_pids=small.pids,
+        agent=dict(small.agent),
     )

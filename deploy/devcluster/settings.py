@@ -11,6 +11,12 @@ import yaml
 from shoal.deploy.certs.ca import Authority
 from shoal.deploy.devcluster.plan import ClusterPlan, NodePlan
 
+# How full this machine's own disk is, no node can help: only its very end is a node's affair.
+SHARED_DISK: dict[str, Any] = {
+    "eviction": {"hard": {"nodefs.available": "256Mi", "imagefs.available": "256Mi", "nodefs.inodesFree": "1%"}},
+    "image_gc": {"high": 100, "low": 99},
+}
+
 
 def write_all(plan: ClusterPlan) -> None:
     """What etcd, masters, agents, a registry and the command read. Raises CertificateError, OSError."""
@@ -77,6 +83,9 @@ def agent(plan: ClusterPlan, node: NodePlan) -> dict[str, Any]:
     }
     if registries := plan.agent_registries():
         settings["registries"] = registries
+    if not plan.node_disk_bytes:
+        settings |= SHARED_DISK
+    settings.update(plan.agent)
     return settings
 
 

@@ -14,7 +14,7 @@ from shoal.agent.core import Agent, AgentConfig, AgentPorts
 from shoal.agent.images.fake import FakeImages
 from shoal.agent.images.port import ImageConfig
 from shoal.agent.logs import MemoryLogFiles
-from shoal.agent.machine import Capacity, MachineInfo, MachineUsage
+from shoal.agent.machine import Amount, Capacity, MachineInfo, MachineUsage, Signals
 from shoal.agent.network.fake import FakeNetwork
 from shoal.agent.objects import MemoryObjects
 from shoal.agent.pods.probing_fake import FakeHooks, FakeProber
@@ -45,12 +45,16 @@ class FakeMachine:
 
     def __init__(self, name: str, milli_cpu: int) -> None:
         self.name, self.boots, self._milli_cpu = name, 0, milli_cpu
+        self.left = Signals(*(Amount(1024 * MIB, 1024 * MIB) for _ in range(4)))
 
     def capacity(self) -> Capacity:
         return Capacity(self._milli_cpu, 1024 * MIB, 20, 1024 * MIB)
 
     def usage(self) -> MachineUsage:
         return MachineUsage(0.0, 0)
+
+    def signals(self) -> Signals:
+        return self.left
 
     def info(self) -> MachineInfo:
         return MachineInfo(f"machine-{self.name}", f"{self.name}-boot-{self.boots}", "6", "sim", "amd64", self.name)

@@ -44,7 +44,7 @@ def test_a_development_node_is_told_its_share() -> None:
     )
     assert config.dev_capacity() == Capacity(1500, 1 << 30, 20, 1000)
     assert config.http == (("10.0.0.1", 10250),) and config.masters[1] == "[fd00::1]:7000"
-    assert config.data == Path("/d") and config.reserved.milli_cpu == 100
+    assert config.data == Path("/d") and config.reserved == {"cpu": 100}
 
 
 def test_a_real_machine_needs_little() -> None:
