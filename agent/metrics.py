@@ -13,6 +13,7 @@ from shoal.agent.core import Agent
 from shoal.agent.pods.facts import ENDED
 from shoal.agent.pods.machine import PodMachine
 from shoal.agent.pods.status import RUNNING_PHASE
+from shoal.agent.pressure_watch import signal_values
 
 START_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
@@ -94,6 +95,7 @@ class AgentCollector(Collector):
         yield self._running_containers(machines)
         yield from self._durations.families()
         yield from self._counters()
+        yield from self._pressure()
         yield from self._containers(machines)
         yield from self._usage()
 
@@ -137,6 +139,21 @@ class AgentCollector(Collector):
         yield CounterMetricFamily("shoal_agent_deaths_dropped", text, value=self._agent.outbox.dropped_deaths)
         yield _gauge("shoal_agent_steps_in_flight", "Steps in flight.", self._agent.worker.in_flight)
         yield _gauge("shoal_agent_tunnels", "Open log, exec and image streams.", self._agent.tunnels.count)
+
+    def _pressure(self) -> Iterator[Metric]:
+        watch = self._agent.pressure
+        text = "Pods sent away since the agent started, by what the node was short of."
+        evictions = CounterMetricFamily("kubelet_evictions", text, labels=("eviction_signal",))
+        for signal, count in sorted(watch.evictions.items()):
+            evictions.add_metric([signal], count)
+        left = GaugeMetricFamily("shoal_agent_available", "What the node has left.", labels=("signal",))
+        whole = GaugeMetricFamily("shoal_agent_capacity", "What the node has in all.", labels=("signal",))
+        for signal, (available, capacity) in signal_values(watch.signals).items() if watch.signals else ():
+            left.add_metric([signal], available)
+            whole.add_metric([signal], capacity)
+        text = "Bytes of unused images removed since the agent started."
+        yield from (evictions, left, whole)
+        yield CounterMetricFamily("shoal_agent_image_bytes_freed", text, value=watch.image_bytes)
 
     def _containers(self, machines: list[PodMachine]) -> Iterator[Metric]:
         text = "When the container's current run started, in seconds since 1970."

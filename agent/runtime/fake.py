@@ -100,6 +100,7 @@ class FakeRuntime:
         sandbox_seconds: float = 0.0,
     ) -> None:
         self._gone = False
+        self.used: dict[ContainerID, Usage] = {}  # instead of USAGE
         self.specs: dict[ContainerID, ContainerSpec] = {}  # of every run that was ever begun, for assertions
         self.signals: list[tuple[ContainerID, int]] = []  # in the order in which they came
         self._now, self._script = now, script
@@ -298,7 +299,13 @@ class FakeRuntime:
 
     async def usage(self) -> Mapping[ContainerID, Usage]:
         """As the real one, from the disk: also while the spawner is away."""
-        return {id: USAGE for id, run in self._runs.items() if run.state.pid and run.state.exit is None}
+        return {
+            id: self.used.get(id, USAGE) for id, run in self._runs.items() if run.state.pid and run.state.exit is None
+        }
+
+    def kept(self, pod_uid: str) -> Sequence[ContainerID]:
+        """The runs that still take up room."""
+        return [id for id in self._runs if id.pod_uid == pod_uid]
 
     def _check(self) -> None:
         if self.gone:

@@ -103,15 +103,12 @@ def _settings(path: str | None) -> dict[str, Any]:
     """A YAML file that holds a mapping; {} without one. Raises CommandError. The agent checks what is in it."""
     if path is None:
         return {}
-    import yaml
+    from shoal.proto.settings_file import SettingsFileError, read_settings
 
     try:
-        read = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
-        raise CommandError(f"--agent-settings {path}: {fault}", USAGE) from None
-    if not isinstance(read, dict):
-        raise CommandError(f"--agent-settings {path}: it must hold a mapping such as `eviction: ...`", USAGE)
-    return read
+        return read_settings(Path(path))
+    except SettingsFileError as fault:
+        raise CommandError(f"--agent-settings: {fault}", USAGE) from None
 
 
 def _bytes(flag: str, text: str) -> int:
