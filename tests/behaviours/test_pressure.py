@@ -117,6 +117,7 @@ def test_b97_the_pod_that_eats_the_memory_goes_and_the_guaranteed_one_stays(worl
     assert "Container main was using" in why and "request is 0, has larger consumption of memory" in why
     assert "emory.available is " in condition and "less than 100Mi" in condition
     assert oom_kills(world) == before, "the kernel was first"
+    assert "Evicted" in world.shoal("events") and "low on resource: memory" in world.shoal("events")
     keeps_away(world, "MemoryPressure")
     assert world.pod("steady")["status"]["phase"] == "Running"
     assert world.status("steady")["restartCount"] == 0
