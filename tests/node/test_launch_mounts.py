@@ -181,6 +181,9 @@ def test_a_magic_link_as_sub_path_is_refused(host: Host) -> None:
     assert "subPath" in error.message
 
 
+SWAP_PAUSE_S = 0.0001
+
+
 def test_a_sub_path_that_is_swapped_meanwhile(host: Host, volume: Path) -> None:
     """Another container turns the folder into a link to the host's root and back, all the time."""
     (volume / "real").mkdir()
@@ -193,6 +196,7 @@ def test_a_sub_path_that_is_swapped_meanwhile(host: Host, volume: Path) -> None:
     def swap() -> None:
         while not stop.is_set():
             exchange(-100, os.fsencode(volume / "sub"), -100, os.fsencode(volume / "link"), RENAME_EXCHANGE)
+            stop.wait(SWAP_PAUSE_S)  # without a pause renames alone can keep a busy machine's look-ups from ending
 
     thread = threading.Thread(target=swap)
     thread.start()
