@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -106,7 +107,8 @@ def _settings(path: str | None) -> dict[str, Any]:
     from shoal.proto.settings_file import SettingsFileError, read_settings
 
     try:
-        return read_settings(Path(path))
+        plain: dict[str, Any] = json.loads(json.dumps(read_settings(Path(path))))  # without the places in the file
+        return plain
     except SettingsFileError as fault:
         raise CommandError(f"--agent-settings: {fault}", USAGE) from None
 

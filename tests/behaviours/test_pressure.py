@@ -24,7 +24,7 @@ MIB = 1 << 20
 SETTINGS = {
     "eviction": {
         "hard": {"nodefs.available": "24Mi", "imagefs.available": "24Mi", "pid.available": "60"},
-        "transition_period": "3s",
+        "transition_period": "10s",
     },
     "image_gc": {"high": 100, "low": 99},
 }
