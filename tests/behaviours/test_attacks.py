@@ -9,7 +9,7 @@ import sys
 
 import yaml
 
-from tests.behaviours.world import World, container, pod, secret
+from tests.behaviours.world import Object, World, container, pod, secret
 from tests.devcluster import until
 
 PROBED = {"exec": {"command": ["true"]}, "periodSeconds": 1}
@@ -93,7 +93,7 @@ def test_b11_the_termination_file_cannot_lead_to_another(world: World) -> None:
     script = "rm -f /dev/termination-log; ln -sf /etc/passwd /dev/termination-log; mkfifo /dev/termination-log; "
     world.run(pod("p", container(f"{script} echo mine > /dev/termination-log"), restartPolicy="Never"))
     assert world.status("p")["state"]["terminated"]["message"] == "mine\n"
-    mount = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    mount: Object = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
     plants = container("ln -s /etc/shadow-of-the-node /v/told", "plants", **mount)
     main = container("echo mine > /v/told", terminationMessagePath="/v/told", **mount)
     world.run(pod("q", main, initContainers=[plants], volumes=[{"name": "v", "emptyDir": {}}], restartPolicy="Never"))
@@ -121,8 +121,8 @@ def test_b15_a_fork_bomb_is_held_and_deleted(world: World) -> None:
 
 def test_b67_a_pod_cannot_take_its_node_s_paths_by_another_door(world: World) -> None:
     """An init container, a template, a direct bind to a node: the namespace's level holds for all of them."""
-    volume = {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}
-    mount = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    volume: Object = {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}
+    mount: Object = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
     plain = pod("p", container("true"), initContainers=[container("true", "first", **mount)], **volume)
     assert "hostPath" in world.refused(plain)
     node = world.cluster.shoal("get", "nodes", "-o", "name").split()[0].partition("/")[2]
