@@ -190,6 +190,7 @@ class Agent:
                 await self.deaths.restore()
                 await self.sync.restore()
                 self.restored = True
+                await self.network.settled()
                 group.create_task(self.reclaimer.run(), name="reclaim")
                 group.create_task(self.storage.run(), name="storage")
                 group.create_task(self.pressure.run(), name="pressure")

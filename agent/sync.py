@@ -24,6 +24,7 @@ from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent.sync")
+SETTLE_S = 2.0
 LOOK_AFTER_S = 30.0  # between two times that the network is brought in line without a change
 
 
@@ -208,6 +209,18 @@ class NodeNetwork:
         self._ready = ready
         self._wanted: tuple[str, str, tuple[Peer, ...]] = ("", "", ())
         self._changed = asyncio.Event()
+        self._tried = asyncio.Event()
+
+    async def settled(self) -> None:
+        """Waits until the range that was known at the start has been set up, or has failed to be, but not for long:
+        an agent that starts again need not call its node not ready in between."""
+        if not self._wanted[0]:
+            return
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await self._tried.wait()
+        except TimeoutError:
+            log.warning("the node's network takes more than %g s", SETTLE_S)
 
     def want(self, record: ClusterRecord, node: str) -> None:
         peers = tuple(
@@ -267,6 +280,7 @@ class NodeNetwork:
         return False
 
     def _set_fault(self, text: str) -> None:
+        self._tried.set()
         if text != self.fault:
             self.fault = text
             self._ready()

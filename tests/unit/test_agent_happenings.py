@@ -128,3 +128,17 @@ def test_the_master_bounds_what_one_report_can_say() -> None:
     said = list(judge(world, "a", flood))
     assert len(said) == 100
     assert max(len(one.message) for one in said) == 1024
+
+
+@scenario
+async def test_an_agent_that_starts_again_is_ready_from_its_first_word(world: World) -> None:
+    async with world.running():
+        pipe = await world.master.welcomed()
+        await until(lambda: any(ready_network(node) for node in pipe.of("node")))
+    async with world.running():
+        pipe = await world.master.session()
+        assert ready_network((await pipe.wait("hello")).report)
+
+
+def ready_network(report: s.NodeReport) -> bool:
+    return any(one.type == "NetworkReady" and one.status == "True" for one in report.conditions)
