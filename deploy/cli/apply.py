@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from shoal.deploy.cli.failures import FAILED, OK, CommandError
 from shoal.deploy.cli.naming import shown
 from shoal.deploy.cli.options import DURATION, Session, with_session
+from shoal.deploy.cli.printers.text import clean
 
 if TYPE_CHECKING:
     from shoal.proto.kinds import Object
@@ -125,4 +127,21 @@ def _report(obj: Object, action: str, dry_run: bool, output: str | None) -> None
 def _complain(obj: Object, failure: Any) -> None:
     from shoal.deploy.cli.client import refused_by
 
-    print(f"error: {shown(obj.kind, obj.metadata.name)}: {refused_by(failure)}", file=sys.stderr)
+    name = shown(obj.kind, obj.metadata.name)
+    if len(failure.fields) < 2:
+        print(f"error: {name}: {refused_by(failure)}", file=sys.stderr)
+    else:
+        print("\n  ".join([f"error: {name} is invalid:", *problem_lines(failure.fields)]), file=sys.stderr)
+
+
+def problem_lines(fields: Iterable[Any]) -> list[str]:
+    """A line for each wrong field; what several say in brackets at their end is said once, after them."""
+    lines: dict[str, list[str]] = {}  # by what is in brackets
+    for field in fields:
+        what, _, why = field.message.rpartition(" (") if field.message.endswith(")") else (field.message, "", "")
+        lines.setdefault(why.removesuffix(")"), []).append(f"{field.path}: {what}" if field.path else what)
+    out: list[str] = []
+    for why, group in lines.items():
+        several = [*group, f"because {why}"] if why else group
+        out += several if len(group) > 1 or not why else [f"{group[0]} ({why})"]
+    return [clean(line) for line in out]

@@ -20,6 +20,7 @@ from shoal.deploy.cli.printers.text import clean
 if TYPE_CHECKING:
     from shoal.proto.v1 import session_pb2 as s
 
+KINDS = frozenset({"po", "pod", "pods", "deploy", "deployment", "deployments", "rs", "replicaset", "replicasets"})
 PATIENT_SECONDS, TICK_SECONDS = 1.0, 0.3  # before progress is shown, and between two times
 MIB = 1 << 20
 
@@ -41,6 +42,8 @@ def place_of(text: str) -> Place:
     namespace, _, pod = head.rpartition("/")
     if "/" in namespace or not pod:
         return Place(text)
+    if namespace in KINDS:
+        raise CommandError(f"{text}: before the pod stands its namespace: name a pod itself, as in web-0:{path}", USAGE)
     if not path.startswith("/"):
         raise CommandError(f"{text}: the path in the container must be absolute, as in {pod}:/tmp/file", USAGE)
     return Place(path, pod, namespace)

@@ -44,3 +44,8 @@ def test_progress_is_for_terminals(
     progress.say("warning: x")
     shown = capsys.readouterr().err
     assert ("3.0 MiB, " in shown) == terminal and shown.endswith("warning: x\n")
+
+
+def test_a_kind_before_the_pod_is_not_taken_for_a_namespace() -> None:
+    with pytest.raises(CommandError, match="name a pod itself, as in web-0:/etc"):
+        place_of("deploy/web:/etc")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from shoal.deploy.cli import main
+from shoal.deploy.cli.apply import problem_lines
 from shoal.deploy.cli.frames import copy_out
 from shoal.deploy.cli.options import DURATION
 from shoal.deploy.cli.printers import reasons, status, text
@@ -17,6 +18,7 @@ from shoal.deploy.cli.printers.whole import sort_value, whole_text
 from shoal.deploy.cli.tamed import Tamer
 from shoal.proto.kinds import CLASSES
 from shoal.proto.printing import to_json, to_yaml
+from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
@@ -380,3 +382,21 @@ def test_ends_are_derived_of_init_containers_and_deletions_too() -> None:
     started, ended, killing = derived(made)
     assert (started.message, ended.reason) == ("Started container prepare", "Ended")
     assert (killing.reason, killing.lastTimestamp.seconds) == ("Killing", int(NOW) - 30)
+
+
+def test_what_several_fields_have_in_common_is_said_once() -> None:
+    why = 'the namespace\'s level is "restricted"; a label would allow this'
+    fields = [
+        c.FieldError(path="spec.a", message=f"must be false ({why})"),
+        c.FieldError(path="spec.b", message="is 3 (at most 2)"),
+        c.FieldError(path="", message="has no name"),
+        c.FieldError(path="spec.c", message=f"must be true ({why})"),
+    ]
+    lines = [
+        "spec.a: must be false",
+        "spec.c: must be true",
+        f"because {why}",
+        "spec.b: is 3 (at most 2)",
+        "has no name",
+    ]
+    assert problem_lines(fields) == lines

@@ -100,7 +100,8 @@ def _containers(pod: o.Pod, deaths: Sequence[o.Death]) -> Iterator[Finding]:
     init = {one.name for one in pod.status.initContainerStatuses}
     for container in (*pod.status.initContainerStatuses, *pod.status.containerStatuses):
         about = f"{'init ' if container.name in init else ''}container {container.name}"
-        yield from (Finding(about, what, text) for what, text in _container_reasons(pod, container, deaths))
+        for what, text in _container_reasons(pod, container, deaths):
+            yield Finding(about, what, text.removeprefix(f"{what}: "))
 
 
 def _container_reasons(
@@ -172,7 +173,8 @@ def _unready(pod: o.Pod) -> Iterator[Finding]:
 
 def _warnings(events: Sequence[o.Event]) -> list[Finding]:
     """The stored warnings; those derived from the status say nothing new."""
-    found = sorted((event for event in events if event.type == "Warning"), key=event_time, reverse=True)
+    told = (event for event in events if event.type == "Warning" and event.reason != "BackOff")  # the status says that
+    found = sorted(told, key=event_time, reverse=True)
     return [
         Finding("event", event.reason, shortened(event.message) + (f" (x{event.count})" if event.count > 1 else ""))
         for event in found[:MOST_EVENTS]
