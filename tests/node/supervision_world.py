@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,12 +60,15 @@ async def persistent(call: Callable[[], Awaitable[T]]) -> T:
     raise AssertionError("the runtime did not come back")
 
 
+POINTS = ("intent", "pipes", "launched", "kept", "started", "ended", "recorded", "removing")  # where one may die
+
+
 class World:
     """Folders, cgroups and processes of one test; `close` ends and removes all of it."""
 
-    def __init__(self, folder: Path, fault_points: Sequence[str] = (), *, data: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, data: Path | None = None) -> None:
         self.folder = folder
-        self.faults = {point: str(folder / f"fault.{point}") for point in fault_points}
+        self.faults = {point: str(folder / f"fault.{point}") for point in (f"supervisor.{point}" for point in POINTS)}
         self.settings = Settings(
             run=str(folder / "run"),
             data=str(data or folder / "data"),

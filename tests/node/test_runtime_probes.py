@@ -46,15 +46,6 @@ class Pod:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@pytest.fixture
 async def pod(world: World) -> AsyncIterator[Pod]:
     async with world.client() as client:
         yield await started(world, client)

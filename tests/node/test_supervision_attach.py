@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,20 +18,10 @@ ECHO = "while read -r line; do echo got $line; done; echo end of input"
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
+def world(world: World) -> World:
     for applet in ("stty", "readlink", "tail", "usleep"):
-        (made.layer / "bin" / applet).symlink_to("busybox")
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@pytest.fixture
-async def client(world: World) -> AsyncIterator[Client]:
-    async with world.client() as made:
-        yield made
+        (world.layer / "bin" / applet).symlink_to("busybox")
+    return world
 
 
 async def begin(world: World, client: Client, script: str, **fields: Any) -> ContainerState:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,6 @@ from tests.node.supervision_world import World, ended, until
 pytestmark = pytest.mark.root
 MIB = 1 << 20
 LOG = "/dev/termination-log"
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path, ["supervisor.launched"])
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@pytest.fixture
-async def client(world: World) -> AsyncIterator[Client]:
-    async with world.client() as made:
-        yield made
 
 
 async def end(world: World, client: Client, script: str, **fields: Any) -> Exit:

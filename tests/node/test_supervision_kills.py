@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +17,8 @@ from shoal.agent.runtime.port import ContainerID, ContainerState, RuntimeFault, 
 from tests.node.runtime_contract import until_exit
 from tests.node.supervision_world import World, ended, persistent, state_of, until
 
-POINTS = ["intent", "pipes", "launched", "kept", "started", "ended", "recorded", "removing"]
 TICKER = "n=0; while true; do n=$((n+1)); echo tick $n; sleep 0.02; done"
 ON_TERM = "trap 'exit 7' TERM; echo ready; while true; do sleep 0.02; done"
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path, [f"supervisor.{point}" for point in POINTS])
-    try:
-        yield world
-    finally:
-        await world.close()
 
 
 async def running(world: World, client: Client, script: str) -> ContainerState:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,6 @@ from shoal.agent.runtime.port import ContainerSpec, ContainerState, Limits, Runt
 from tests.node.supervision_world import World, ended, until
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
-    try:
-        yield world
-    finally:
-        await world.close()
 
 
 @pytest.fixture

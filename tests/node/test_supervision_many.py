@@ -6,7 +6,6 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from tests.node.supervision_world import World, persistent, until
 PODS = 100
 PRIVATE_KIB_LIMIT = 4000  # per supervisor that has started a container
 READY_SECONDS = 20.0
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
-    try:
-        yield world
-    finally:
-        await world.close()
 
 
 def private_kib(pid: int) -> int:

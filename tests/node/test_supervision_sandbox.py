@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,6 @@ from tests.node.supervision_world import World, ended, persistent, until
 
 pytestmark = pytest.mark.root
 FOREVER = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done"
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@pytest.fixture
-async def client(world: World) -> AsyncIterator[Client]:
-    async with world.client() as made:
-        yield made
 
 
 async def pod_with(world: World, client: Client, **fields: Any) -> str:
