@@ -61,6 +61,7 @@ class PodMachine:
         self._saved = record if saved else None
         self._detached = self._freed = self._volumes_freed = False
         self._stop_saved = record.stop_started > 0 and saved
+        self._failure_saved = record.failed_at > 0 and saved
         self._phase = RUNNING_PHASE if pod.status.phase == RUNNING_PHASE else PENDING
         self._final: o.PodStatus | None = o.PodStatus.FromString(record.final) if record.final else None
         self._published: tuple[o.PodStatus, bool] | None = None
@@ -271,6 +272,7 @@ class PodMachine:
             case i.Save(record):
                 self._saved, facts.recorded, facts.unsaved = record, True, False
                 self._stop_saved = self._stop_saved or record.stop_started > 0
+                self._failure_saved = self._failure_saved or record.failed_at > 0
             case i.RemoveContainer(id):
                 self._removed_run(facts.containers[id.name], id.attempt)
             case i.Detach():
@@ -326,7 +328,8 @@ class PodMachine:
         if isinstance(step, i.UpdateVolumes):
             self._facts.volumes_stale = True
         if isinstance(step, i.Save):
-            self._stop_saved = self.stopping  # a full disk does not keep a pod from ending
+            # a full disk does not keep a pod from ending
+            self._stop_saved, self._failure_saved = self.stopping, self._facts.failed
         self._explain(step, event)
         return [self._steps.failed(step)]
 
@@ -392,8 +395,8 @@ class PodMachine:
     def _plan_close(self, now: float) -> list[i.Instruction]:
         if self._final is not None and not self.stopping:
             return []
-        if self.stopping and not self._stop_saved:
-            return []  # the start of the grace period is on disk before the first signal
+        if (self.stopping and not self._stop_saved) or (self._facts.failed and not self._failure_saved):
+            return []  # on disk goes first: the start of the grace period before a signal, a failure before it is told
         out, left = self._ending.plan_all(now)
         if not left and self._final is None and not self._steps.in_flight("tail"):
             self._conclude()

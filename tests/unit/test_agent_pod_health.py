@@ -315,6 +315,19 @@ def test_a_pod_that_its_node_gives_up_fails_with_the_reason() -> None:
     assert (status.phase, status.reason, status.message) == ("Failed", "Evicted", "the node was low on memory")
 
 
+def test_a_failure_is_on_disk_before_it_is_told_unless_the_disk_refuses() -> None:
+    for full in (False, True):
+        driver = Driver(make_pod())
+        driver.begin()
+        driver.done(i.Save)
+        driver.send(i.GiveUp("Evicted", "the node was low on memory", 3.0))
+        assert driver.status.phase == "Pending", "an agent that dies now knows nothing of it"
+        if full:
+            driver.failed(i.Save, "NodeStateNotSaved")
+        driver.settle()
+        assert (driver.status.phase, driver.status.reason) == ("Failed", "Evicted")
+
+
 # ---- messages ----
 def told(driver: Driver, code: int, message: str) -> None:
     driver.send(i.ContainerExited(ContainerID(UID, "app", 0), Exit(code, 0, False, driver.now, message=message)))
