@@ -29,6 +29,7 @@ AUFS = b".wh..wh."  # aufs' own bookkeeping, which means nothing elsewhere
 OPAQUE_XATTR = "trusted.overlay.opaque"
 KEPT_XATTRS = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")  # and user.*
 MAX_DEPTH = 256  # folders within each other
+MAX_REPLACED = 1000  # folders of a layer by other things in it: each costs a look at all folders so far
 MAX_LINKS = 40  # as the kernel's MAXSYMLINKS
 NEW_DIR = 0o755
 BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
@@ -139,7 +140,7 @@ class Unpacker:
         self._times: dict[Parts, int] = {}  # of folders: set last, as filling them changes them
         self._parent: tuple[Parts, int] | None = None  # the folder opened last, and its descriptor
         self._parent_valid = False
-        self._written = 0
+        self._written = self._replaced = 0
 
     def close(self) -> None:
         if self._parent is not None:
@@ -394,6 +395,9 @@ class Unpacker:
         if not stat.S_ISDIR(state.st_mode):
             os.unlink(name, dir_fd=folder)
             return
+        self._replaced += 1
+        if self._replaced > MAX_REPLACED:
+            raise ImageFault("TooLarge", f"{self.what} replaces over {MAX_REPLACED} of its own folders: refused")
         shutil.rmtree(name, dir_fd=folder)
         gone = [key for key in self._times if key[: len(path)] == path]
         for key in gone:

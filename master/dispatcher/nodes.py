@@ -11,6 +11,7 @@ from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 NODE_PREFIX = 24  # bits of a node's pod range: 254 addresses
+RESTRICTED = "node-restriction.kubernetes.io"
 READY = "Ready"  # this condition has one writer, the node controller
 
 
@@ -77,12 +78,19 @@ def joined(hello: s.Hello, pod_cidr: str, uid: str) -> Modify:
 
 
 def sound_labels(hello: s.Hello) -> dict[str, str]:
-    """The agent's labels without those that no object may have."""
+    """The agent's labels without those that no object may have, and those that are people's alone: by them a node that
+    somebody has broken into could draw pods to itself that are meant for others."""
     return {
         key: value
         for key, value in hello.labels.items()
-        if names.not_label_key(key) is None and names.not_label_value(value) is None
+        if names.not_label_key(key) is None and names.not_label_value(value) is None and not _is_restricted(key)
     }
+
+
+def _is_restricted(key: str) -> bool:
+    """Kubernetes' NodeRestriction: `node-restriction.kubernetes.io/...` and below."""
+    prefix, slash, _ = key.rpartition("/")
+    return bool(slash) and f".{prefix}".endswith(f".{RESTRICTED}")
 
 
 def reported(node: str, report: s.NodeReport) -> Modify:

@@ -323,6 +323,19 @@ def test_no_entries_whatever_reach_outside(tmp_path: Path, lower: list[Member], 
         assert (folder / "canary").stat().st_nlink == 1
 
 
+def test_a_layer_may_not_replace_its_own_folders_for_ever(tmp_path: Path) -> None:
+    """Each time all folders so far are looked at."""
+    members = [one for _ in range(1002) for one in (make.folder("d"), make.member("d"))]
+    data = io.BytesIO(make.tar(members))
+    unpacker = layers.Unpacker(str(tmp_path), [], DEFAULT_BOUNDS, "it")
+    try:
+        with pytest.raises(ImageFault, match="replaces over 1000 of its own folders") as caught:
+            unpacker.unpack(tar.Tar(data.read, "it"))
+    finally:
+        unpacker.close()
+    assert caught.value.reason == "TooLarge"
+
+
 def run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"

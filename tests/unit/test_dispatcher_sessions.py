@@ -484,6 +484,16 @@ async def test_labels_that_no_object_may_have_are_left_out(bench: Bench) -> None
     assert dict(node.metadata.labels) == {"kubernetes.io/hostname": "a", "rack": "r1"}
 
 
+async def test_labels_that_only_people_give_are_not_a_node_s_to_take(bench: Bench) -> None:
+    hello = hello_of("a")
+    hello.labels.update({f"{prefix}node-restriction.kubernetes.io/for": "payroll" for prefix in ("", "pci.")})
+    hello.labels["my-node-restriction.kubernetes.io/for"] = "all"
+    await bench.connect(hello).hear_only("welcome")
+    node = bench.store.view.get("Node", "", "a")
+    assert node is not None
+    assert sorted(node.metadata.labels) == ["kubernetes.io/hostname", "my-node-restriction.kubernetes.io/for"]
+
+
 async def test_heartbeats_are_acknowledged_and_stay_in_memory(bench: Bench) -> None:
     stream = await bench.joined("a")
     before, written = bench.dispatcher.last_seen["a"], len(bench.store.writes)
