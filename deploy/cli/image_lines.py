@@ -64,6 +64,6 @@ def document_of(line: c.LoadImageResponse) -> dict[str, Any]:
     """What a node answered for programs; {} when that does not read."""
     try:
         found = json.loads(line.json)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,6 +8,7 @@ import yaml
 from shoal.deploy.cli import main
 from shoal.deploy.cli.apply import problem_lines
 from shoal.deploy.cli.frames import copy_out
+from shoal.deploy.cli.image_lines import document_of
 from shoal.deploy.cli.options import DURATION
 from shoal.deploy.cli.printers import reasons, status, text
 from shoal.deploy.cli.printers.details import describe
@@ -134,6 +135,11 @@ def test_json_and_yaml_cannot_drive_the_terminal_and_read_back_the_same() -> Non
     assert yaml.safe_load(to_yaml(config))["data"]["k"] == value
     assert json.loads(to_json(config))["data"]["k"] == value
     assert "\u00e4" in to_json(config)
+
+
+@pytest.mark.parametrize("answer", ["[" * 100_000, "5", "{", ""])
+def test_what_a_node_answers_may_be_nonsense(answer: str) -> None:
+    assert document_of(c.LoadImageResponse(json=answer)) == {}
 
 
 def test_tables_stay_aligned_over_several_calls() -> None:
