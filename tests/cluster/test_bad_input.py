@@ -51,6 +51,11 @@ def shoal(cluster: Shoal) -> Iterator[Shoal]:
 
 
 # ---- manifests ----
+def mounting(mount: str = "{name: v, mountPath: /data}", source: str = "emptyDir: {}") -> str:
+    text = pod("p", more=f", volumeMounts: [{mount}]")
+    return text.replace(", containers:", f", volumes: [{{name: v, {source}}}], containers:")
+
+
 WRONG: dict[str, tuple[str | bytes, str]] = {
     "unknown field": (
         pod("p", more=", imag: x"),
@@ -97,6 +102,34 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "no such volume": (
         pod("p", more=", volumeMounts: [{name: data, mountPath: /data}]"),
         'spec.containers[0].volumeMounts[0].name: the pod has no volume "data": it has none',
+    ),
+    "relative mount": (
+        mounting("{name: v, mountPath: data}"),
+        "spec.containers[0].volumeMounts[0].mountPath: \"data\" must begin with '/'",
+    ),
+    "climbing subPath": (
+        mounting("{name: v, mountPath: /data, subPath: ../x}"),
+        'volumeMounts[0].subPath: "../x" must not climb with',
+    ),
+    "climbing hostPath": (
+        mounting(source="hostPath: {path: /a/../b}"),
+        'spec.volumes[0].hostPath.path: "/a/../b" must not climb with',
+    ),
+    "climbing key": (
+        mounting(source="configMap: {name: c, items: [{key: k, path: ../k}]}"),
+        'spec.volumes[0].configMap.items[0].path: "../k" must not climb with',
+    ),
+    "absolute key": (
+        mounting(source="secret: {secretName: s, items: [{key: k, path: /k}]}"),
+        "spec.volumes[0].secret.items[0].path: \"/k\" must not begin with '/'",
+    ),
+    "unknown field of the pod": (
+        pod("p", more=", env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.nodeNames}}}]"),
+        '"spec.nodeNames" is no field of a pod that can be had: did you mean "spec.nodeName"?',
+    ),
+    "unknown resource": (
+        pod("p", more=", env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.gpu}}}]"),
+        'valueFrom.resourceFieldRef.resource: "limits.gpu" is not valid: did you mean "limits.cpu"?',
     ),
     "machine's own sysctl": (
         pod("p").replace(

@@ -359,6 +359,106 @@ def fill(path: Path) -> None:
     assert os.statvfs(path.parent).f_bavail * space.f_frsize < ROOM_BYTES
 
 
+WRITER = """
+{apiVersion: v1, kind: ConfigMap, metadata: {name: conf}, data: {a: "%s", b: "%s"}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writer}
+spec:
+  nodeName: %s
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: busy:1
+    command: [sh, -c, "i=0; while sleep 0.1; do i=$((i+1)); echo line $i; echo $i >/v/count; done 2>/dev/null"]
+    volumeMounts: [{name: v, mountPath: /v}, {name: conf, mountPath: /conf}]
+  volumes: [{name: v, emptyDir: {}}, {name: conf, configMap: {name: conf}}]
+"""
+LATE = """
+apiVersion: v1
+kind: Pod
+metadata: {name: late}
+spec:
+  nodeName: %s
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: busy:1, command: [sleep, "1000"], volumeMounts: [{name: v, mountPath: /v}]}]
+  volumes: [{name: v, emptyDir: {}}]
+"""
+
+
+def test_a_full_disk_holds_back_what_is_written_and_harms_no_writer(world: World) -> None:
+    """A pod's log, its volume and a ConfigMap in it; and a pod that comes meanwhile says why it waits."""
+    node, shoal = world.busy_node(), world.cluster.shoal
+    applied(world, WRITER % ("1", "1", node.name))
+    until(lambda: "" if "line 3\n" in shoal("logs", "writer") else "it does not write", SETTLE_SECONDS)
+    before, judged = world.running(), transitions(world)
+    [record] = [p for p in world.cluster.objects("pods") if p["metadata"]["name"] == "writer"]
+    writer = before[record["metadata"]["uid"]]
+    conf = [Path(f"/proc/{writer.pid}/root/conf/{name}") for name in "ab"]
+    filler = world.shell(node.name) / str(DATA_ROOT / world.cluster.name / "nodes" / node.name / "data/filler")[1:]
+    try:
+        fill(filler)
+        applied(world, WRITER % ("2", "2", node.name))
+        applied(world, LATE % node.name)
+        until(
+            lambda: "" if "full" in (said := waiting(world, "late")) or "space" in said else said or "-", NOTICE_SECONDS
+        )
+        assert [path.read_text() for path in conf] in (["1", "1"], ["2", "2"]), "whole, or not at all"
+        assert before.items() <= world.running().items()
+    finally:
+        filler.unlink(missing_ok=True)
+    until(lambda: "" if [path.read_text() for path in conf] == ["2", "2"] else "not updated", SETTLE_SECONDS)
+    until(lambda: waiting(world, "late"), SETTLE_SECONDS)
+    count = Path(f"/proc/{writer.pid}/root/v/count")
+    seen = count.read_text().strip()
+    until(lambda: "" if f"line {int(seen or 0) + 3}\n" in shoal("logs", "writer") else "the log stands", SETTLE_SECONDS)
+    assert before.items() <= world.running().items()
+    assert transitions(world) == judged
+    shoal("delete", "pod", "writer", "late")
+    shoal("delete", "configmap", "conf")
+
+
+def applied(world: World, text: str) -> None:
+    (world.folder / "more.yaml").write_text(text)
+    world.cluster.shoal("apply", "-f", str(world.folder / "more.yaml"))
+
+
+def waiting(world: World, name: str) -> str:
+    """Why a pod's container waits; "" when it runs."""
+    [pod] = [p for p in world.cluster.objects("pods") if p["metadata"]["name"] == name]
+    [status] = pod["status"].get("containerStatuses", [{"state": {"waiting": {"message": "nobody has it yet"}}}])
+    return (
+        "" if "running" in status["state"] else str(status["state"].get("waiting", {}).get("message", status["state"]))
+    )
+
+
+def test_a_frozen_agent_does_not_hold_up_a_rollout_for_ever(world: World) -> None:
+    node = world.busy_node()
+    old = set(world.running())
+    agent = world.part(f"agent-{node.name}")
+
+    def outdated() -> str:
+        [app] = world.cluster.objects("deployments")
+        status = app["status"]
+        counts = [status.get(name, 0) for name in ("updatedReplicas", "readyReplicas", "availableReplicas")]
+        return (
+            "" if counts == [3, 3, 3] and status["observedGeneration"] == app["metadata"]["generation"] else f"{status}"
+        )
+
+    with frozen(agent):
+        applied(world, (WORKLOAD % 3).replace("3600", "3601"))
+        until(outdated, SETTLE_SECONDS)
+        fresh = {uid for uid, pod in world.pods().items() if "3601" in str(pod["spec"])}
+        assert len(fresh & set(world.running())) == 3
+        assert old & set(world.running()), "what the frozen agent has runs on"
+    world.settle()
+    assert set(world.running()) == fresh
+    assert world.part(f"agent-{node.name}") == agent
+    applied(world, WORKLOAD % 3)
+    until(outdated, SETTLE_SECONDS)
+
+
 @contextlib.contextmanager
 def clone(world: World, of: NodePlan, at: NodePlan) -> Iterator[Path]:
     """An agent with the certificate of one node on the machine of another; yields its log."""
