@@ -69,6 +69,16 @@ def test_b25_a_failing_post_start_exec_kills(world: World) -> None:
     assert "no luck" in killed_by_hook(world)
 
 
+def test_b25_a_post_start_that_hangs_keeps_the_pod_unready_and_does_not_hold_up_its_end(world: World) -> None:
+    hook: Object = {"exec": {"command": ["sh", "-c", "echo $$ > /data/hook; exec sleep 1000"]}}
+    world.apply(hooked("exec sleep 1000", postStart=hook, grace=1))
+    until(lambda: world.attempt("exec", "p", "--", "cat", "/data/hook").stderr, 60)
+    status = world.status("p")
+    assert (status["ready"], status["restartCount"], "running" in status["state"]) == (False, 0, True)
+    world.shoal("delete", "pod", "p", "--wait=false")
+    gone(world)
+
+
 def test_b26_post_start_http_calls(world: World, witness: str) -> None:
     hook: Object = {"httpGet": {"host": witness, "port": 8080, "path": "/hook"}}
     world.apply(hooked("exec sleep 1000", postStart=hook, grace=1))
