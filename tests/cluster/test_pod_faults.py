@@ -294,6 +294,8 @@ def test_a_death_beside_containers_that_share_their_processes(world: World, kind
     before = facts(world.cluster, uid)
     assert len(before) >= 3, "two containers and who reaps"
     victim(world.cluster, kind, "node-1", uid).die()
+    until(lambda: settled(world.cluster), BACK_SECONDS)
+    until(lambda: world.attempt("exec", "p", "-c", "main", "--", "true").stderr, BACK_SECONDS)
     seen = world.exec("p", "ps", "-o", "args", container="other")
     assert "sleep 100000" in seen and "sleep 99999" in seen
     assert facts(world.cluster, uid) == before
