@@ -36,6 +36,7 @@ def test_a_running_pod_and_its_deadline_do_not_notice(seconds: float) -> None:
     driver.settle()
     assert driver.count(i.Signal) == 0 and driver.status.phase == "Running"
     driver.pass_time(2)
+    driver.settle()
     assert driver.last(i.Signal).signal == signal.SIGTERM
 
 
@@ -86,4 +87,5 @@ def test_a_clock_that_jumps_back_over_a_restart_of_the_agent_does_not_lengthen_t
     driver.begin()
     driver.settle()
     driver.pass_time(101)
+    driver.settle()
     assert driver.last(i.Signal).signal == signal.SIGTERM
