@@ -17,7 +17,6 @@ from shoal.proto.v1 import objects_pb2 as o
 MAX_DATA_BYTES = 1024 * 1024  # ConfigMap and Secret
 MAX_ANNOTATION_BYTES = 256 * 1024
 MAX_EXPRESSIONS = 500
-MAX_REPLICAS = 2**31 - 1
 OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 KNOWN_FINALIZERS = frozenset({"foregroundDeletion", "orphan", "kubernetes"})
 LAST_APPLIED = "shoal.dev/last-applied"

@@ -76,19 +76,18 @@ def command(
     """Start a development cluster on this machine, or bring all of it back."""
     from shoal.deploy.certs.ca import CertificateError
     from shoal.deploy.devcluster import lifecycle
-    from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, Small, check_name, registry_settings
+    from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, Wishes, check_name, registry_settings
 
     size, memory = _bytes("--node-disk", node_disk), _bytes("--node-memory", node_memory)
-    small = Small(memory, node_pids, _settings(agent_settings))
+    told = _settings(agent_settings)
     try:
         check_name(name)
         registries = registry_settings(mirrors, insecure)
         lifecycle.need_root("up")
         folder = Path(data) if data else DATA_ROOT / name
         with lifecycle.locked(name):
-            plan, _ = lifecycle.prepare(
-                name, folder.absolute(), nodes, masters, etcd, heartbeat_ms, size, registries, registry, small
-            )
+            wishes = Wishes(nodes, masters, etcd, heartbeat_ms, size, memory, node_pids, told, registries, registry)
+            plan, _ = lifecycle.prepare(name, folder.absolute(), wishes)
             context = context_of(plan)
             put(context)
             did = lifecycle.ensure_keeper(plan)

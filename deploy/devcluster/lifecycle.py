@@ -10,9 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from shoal.deploy.devcluster import cgroups, disks, links, settings
 from shoal.deploy.devcluster.plan import (
@@ -20,7 +19,7 @@ from shoal.deploy.devcluster.plan import (
     ClusterPlan,
     Host,
     Refusal,
-    Small,
+    Wishes,
     check_name,
     load,
     new_plan,
@@ -124,65 +123,45 @@ def running(plan: ClusterPlan) -> dict[str, Process]:
     return {name: process for name, process in found.items() if process is not None}
 
 
-def prepare(
-    name: str,
-    folder: Path,
-    nodes: int | None,
-    masters: int,
-    etcd: str | None,
-    heartbeat_ms: int,
-    node_disk_bytes: int = 0,
-    registries: Mapping[str, Mapping[str, Any]] | None = None,
-    registry: bool = False,
-    small: Small | None = None,
-) -> tuple[ClusterPlan, bool]:
+def prepare(name: str, folder: Path, wishes: Wishes) -> tuple[ClusterPlan, bool]:
     """The plan of the cluster in `folder`, made when there is none; True when it is new. Raises Refusal."""
     check_name(name)
-    small = small or Small()
-    small.check()
+    wishes.check()
     plan = load(folder)
     if plan is not None:
-        if nodes is not None and nodes != len(plan.nodes):
-            raise Refusal(
-                f"cluster {name} is there already with {len(plan.nodes)} node(s), not {nodes}: "
-                "`shoal down` takes it away first"
-            )
-        for flag, wanted, there in (
-            ("--heartbeat-ms", heartbeat_ms, plan.heartbeat_ms),
-            ("--node-disk", node_disk_bytes, plan.node_disk_bytes),
-            ("--node-memory", small.memory_bytes, plan.node_memory_bytes),
-            ("--node-pids", small.pids, plan.node_pids),
-            ("--agent-settings", small.agent, plan.agent),
-        ):
-            if wanted and wanted != there:
-                raise Refusal(f"cluster {name} is there already with {flag} {there}: `shoal down` takes it away first")
-        if registries and seen_from_nodes(registries, plan.gateway) != plan.registries:
-            raise Refusal(f"cluster {name} is there already with other registries: `shoal down` takes it away first")
-        if registry and not plan.registry:
-            raise Refusal(f"cluster {name} is there already without a registry: `shoal down` takes it away first")
+        _check_the_same(plan, wishes)
         return plan, False
-    if node_disk_bytes:
-        disks.check(node_disk_bytes)
-    plan = new_plan(
-        name,
-        folder,
-        nodes or 3,
-        masters,
-        find_etcd(etcd),
-        this_host(folder),
-        heartbeat_ms,
-        node_disk_bytes,
-        registries,
-        find_registry() if registry else "",
-        small,
-    )
+    if wishes.node_disk_bytes:
+        disks.check(wishes.node_disk_bytes)
+    registry = find_registry() if wishes.registry else ""
+    plan = new_plan(name, folder, wishes, this_host(folder), find_etcd(wishes.etcd), registry)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     settings.write_all(plan)
-    for node in plan.nodes if node_disk_bytes else ():
+    for node in plan.nodes if wishes.node_disk_bytes else ():
         disks.make(plan, node)
     plan.save()
     return plan, True
+
+
+def _check_the_same(plan: ClusterPlan, wishes: Wishes) -> None:
+    """Raises Refusal for what a cluster that is there already cannot become."""
+    there, remedy = f"cluster {plan.name} is there already", "`shoal down` takes it away first"
+    if wishes.nodes is not None and wishes.nodes != len(plan.nodes):
+        raise Refusal(f"{there} with {len(plan.nodes)} node(s), not {wishes.nodes}: {remedy}")
+    for flag, wanted, given in (
+        ("--heartbeat-ms", wishes.heartbeat_ms, plan.heartbeat_ms),
+        ("--node-disk", wishes.node_disk_bytes, plan.node_disk_bytes),
+        ("--node-memory", wishes.node_memory_bytes, plan.node_memory_bytes),
+        ("--node-pids", wishes.node_pids, plan.node_pids),
+        ("--agent-settings", wishes.agent, plan.agent),
+    ):
+        if wanted and wanted != given:
+            raise Refusal(f"{there} with {flag} {given}: {remedy}")
+    if wishes.registries and seen_from_nodes(wishes.registries, plan.gateway) != plan.registries:
+        raise Refusal(f"{there} with other registries: {remedy}")
+    if wishes.registry and not plan.registry:
+        raise Refusal(f"{there} without a registry: {remedy}")
 
 
 def ensure_keeper(plan: ClusterPlan) -> str:

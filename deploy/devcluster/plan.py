@@ -25,6 +25,7 @@ MOST_NODES = 200
 PODS_PER_NODE = 250  # a node has a /24 of addresses for them
 REGISTRY_PORT = 5000  # everybody's habit; another one when it is taken
 MIB = 1 << 20
+NODES, MOST_MASTERS = 3, 5
 LEAST_MEMORY, LEAST_PIDS = 192 * MIB, 100  # the agent, the spawner and one small pod
 OWN_SETTINGS = {"node", "masters", "ca", "certificate", "key", "address", "uplink", "data", "run", "cgroup", "capacity"}
 
@@ -204,48 +205,44 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class Small:
-    """How small each node is made, and what its agent is told beyond the usual."""
+class Wishes:
+    """What `up` is asked for; nothing or 0 is its own choice."""
 
-    memory_bytes: int = 0
-    pids: int = 0
-    agent: Mapping[str, Any] = field(default_factory=dict)
+    nodes: int | None = None
+    masters: int = 1
+    etcd: str | None = None  # the binary
+    heartbeat_ms: int = 0
+    node_disk_bytes: int = 0
+    node_memory_bytes: int = 0
+    node_pids: int = 0
+    agent: Mapping[str, Any] = field(default_factory=dict)  # what every agent is told beyond the usual
+    registries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    registry: bool = False  # one of its own
 
     def check(self) -> None:
-        """Raises Refusal for nodes on which nothing can run."""
-        if self.memory_bytes and self.memory_bytes < LEAST_MEMORY:
-            raise Refusal(f"--node-memory {self.memory_bytes}: a node needs at least {LEAST_MEMORY // MIB}Mi")
-        if self.pids and self.pids < LEAST_PIDS:
-            raise Refusal(f"--node-pids {self.pids}: a node needs at least {LEAST_PIDS}")
+        """Raises Refusal for what cannot be, and for nodes on which nothing can run."""
+        if self.nodes is not None and not 1 <= self.nodes <= MOST_NODES:
+            raise Refusal(f"--nodes {self.nodes}: a development cluster has 1 to {MOST_NODES} nodes")
+        if not 1 <= self.masters <= MOST_MASTERS:
+            raise Refusal(f"--masters {self.masters}: 1 to {MOST_MASTERS}")
+        if self.node_memory_bytes and self.node_memory_bytes < LEAST_MEMORY:
+            raise Refusal(f"--node-memory {self.node_memory_bytes}: a node needs at least {LEAST_MEMORY // MIB}Mi")
+        if self.node_pids and self.node_pids < LEAST_PIDS:
+            raise Refusal(f"--node-pids {self.node_pids}: a node needs at least {LEAST_PIDS}")
         own = sorted(set(self.agent) & OWN_SETTINGS)
         if own:
             raise Refusal(f"--agent-settings: {', '.join(own)} is the cluster's own affair")
 
 
-def new_plan(
-    name: str,
-    data: Path,
-    nodes: int,
-    masters: int,
-    etcd: str,
-    host: Host,
-    heartbeat_ms: int = 0,
-    node_disk_bytes: int = 0,
-    registries: Mapping[str, Mapping[str, Any]] | None = None,
-    registry: str = "",
-    small: Small | None = None,
-) -> ClusterPlan:
-    """A cluster from scratch. `registry`: the binary, for one with a registry of its own. Raises Refusal."""
+def new_plan(name: str, data: Path, wishes: Wishes, host: Host, etcd: str, registry: str = "") -> ClusterPlan:
+    """A cluster from scratch. `etcd` and `registry` are binaries; "": without a registry. Raises Refusal."""
     check_name(name)
-    if not 1 <= nodes <= MOST_NODES:
-        raise Refusal(f"--nodes {nodes}: a development cluster has 1 to {MOST_NODES} nodes")
-    if not 1 <= masters <= 5:
-        raise Refusal(f"--masters {masters}: 1 to 5")
+    wishes.check()
+    nodes = wishes.nodes or NODES
     segment = free_segment(host.routes)
     gateway = str(segment.network_address + 1)
-    small = small or Small()
-    storage = node_disk_bytes * nodes or host.storage_bytes
-    memory = small.memory_bytes * nodes or host.memory_bytes
+    storage = wishes.node_disk_bytes * nodes or host.storage_bytes
+    memory = wishes.node_memory_bytes * nodes or host.memory_bytes
     return ClusterPlan(
         name=name,
         data=str(data),
@@ -255,17 +252,17 @@ def new_plan(
         pod_range=POD_RANGE,
         etcd_client_port=host.free_port(),
         etcd_peer_port=host.free_port(),
-        master_ports=tuple(host.free_port() for _ in range(masters)),
-        http_ports=tuple(host.free_port() for _ in range(masters)),
+        master_ports=tuple(host.free_port() for _ in range(wishes.masters)),
+        http_ports=tuple(host.free_port() for _ in range(wishes.masters)),
         metrics_port=10250,
         nodes=tuple(node_plans(name, nodes, segment, host.cpus, memory, storage)),
         etcd=etcd,
-        heartbeat_ms=heartbeat_ms,
-        node_disk_bytes=node_disk_bytes,
-        registries=seen_from_nodes(registries or {}, gateway),
+        heartbeat_ms=wishes.heartbeat_ms,
+        node_disk_bytes=wishes.node_disk_bytes,
+        registries=seen_from_nodes(wishes.registries, gateway),
         registry=registry,
         registry_port=host.free_port(REGISTRY_PORT) if registry else 0,
-        node_memory_bytes=small.memory_bytes,
-        node_pids=small.pids,
-        agent=dict(small.agent),
+        node_memory_bytes=wishes.node_memory_bytes,
+        node_pids=wishes.node_pids,
+        agent=dict(wishes.agent),
     )

@@ -9,14 +9,24 @@ import pytest
 
 from shoal.deploy.devcluster import disks, lifecycle
 from shoal.deploy.devcluster.leftovers import without_clusters
-from shoal.deploy.devcluster.plan import MIB, ClusterPlan, Host, Refusal, link_hash, load, new_plan, registry_settings
+from shoal.deploy.devcluster.plan import (
+    MIB,
+    ClusterPlan,
+    Host,
+    Refusal,
+    Wishes,
+    link_hash,
+    load,
+    new_plan,
+    registry_settings,
+)
 from shoal.deploy.devcluster.settings import agent, registry
 
 HOST = Host(cpus=2, memory_bytes=8 << 30, storage_bytes=90 << 30, routes=(), free_port=lambda wanted=1: wanted)
 
 
 def plan(folder: Path, disk: int = 0) -> ClusterPlan:
-    return new_plan("c", folder, 3, 1, "/etcd", HOST, heartbeat_ms=500, node_disk_bytes=disk)
+    return new_plan("c", folder, Wishes(heartbeat_ms=500, node_disk_bytes=disk), HOST, "/etcd")
 
 
 def test_nodes_share_the_hosts_disk_or_have_their_own(tmp_path: Path) -> None:
@@ -34,8 +44,8 @@ def test_a_plan_is_read_as_it_was_saved(tmp_path: Path) -> None:
 def test_up_does_not_ignore_what_a_cluster_cannot_become(tmp_path: Path, heartbeat: int, disk: int, flag: str) -> None:
     plan(tmp_path, 64 * MIB).save()
     with pytest.raises(Refusal, match=f"already with {flag}"):
-        lifecycle.prepare("c", tmp_path, 3, 1, None, heartbeat, disk)
-    assert lifecycle.prepare("c", tmp_path, None, 1, None, 500, 64 * MIB)[1] is False
+        lifecycle.prepare("c", tmp_path, Wishes(3, heartbeat_ms=heartbeat, node_disk_bytes=disk))
+    assert lifecycle.prepare("c", tmp_path, Wishes(heartbeat_ms=500, node_disk_bytes=64 * MIB))[1] is False
 
 
 def test_a_disk_that_is_too_small_is_refused() -> None:
@@ -56,7 +66,7 @@ def test_other_clusters_that_came_meanwhile_are_not_left_over(tmp_path: Path) ->
 def test_registries_reach_every_node(tmp_path: Path) -> None:
     mirrors, insecure = ["docker.io=http://gateway:5000", "docker.io=https://gateway.b"], ["gateway:5000"]
     table = registry_settings(mirrors, insecure)
-    made = new_plan("c", tmp_path, 2, 1, "/etcd", HOST, registries=table)
+    made = new_plan("c", tmp_path, Wishes(2, registries=table), HOST, "/etcd")
     made.save()
     kept = load(tmp_path)
     assert kept == made
@@ -76,7 +86,7 @@ def test_registries_reach_every_node(tmp_path: Path) -> None:
 
 def test_its_own_registry_is_asked_first_for_docker_io(tmp_path: Path) -> None:
     registries = registry_settings(["docker.io=https://mirror.example", "quay.io=http://gateway:1"], ["gateway:2"])
-    made = new_plan("dev", tmp_path, 1, 1, "/etcd", HOST, registries=registries, registry="/usr/bin/docker-registry")
+    made = new_plan("dev", tmp_path, Wishes(1, registries=registries), HOST, "/etcd", "/usr/bin/docker-registry")
     assert made.registry_address == f"{made.gateway}:5000"
     assert made.agent_registries() == {
         "docker.io": {"mirrors": [f"http://{made.gateway}:5000", "https://mirror.example"]},
