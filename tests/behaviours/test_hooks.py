@@ -73,8 +73,9 @@ def test_b25_a_post_start_that_hangs_keeps_the_pod_unready_and_does_not_hold_up_
     hook: Object = {"exec": {"command": ["sh", "-c", "echo $$ > /data/hook; exec sleep 1000"]}}
     world.apply(hooked("exec sleep 1000", postStart=hook, grace=1))
     until(lambda: world.attempt("exec", "p", "--", "cat", "/data/hook").stderr, 60)
+    assert world.waiting("p", "ContainerCreating") == "", "as the kubelet says until the hook has ended"
     status = world.status("p")
-    assert (status["ready"], status["restartCount"], "running" in status["state"]) == (False, 0, True)
+    assert (status["ready"], status["restartCount"]) == (False, 0)
     world.shoal("delete", "pod", "p", "--wait=false")
     gone(world)
 
