@@ -104,11 +104,11 @@ class PlainStorage:
             claim, users = self.claims[name], self.users.get(name)
             homes = self.volumes[claim.volume].homes if claim.volume else set()
             if homes and node not in homes:
-                return "volume is on another node"
+                return "node(s) did not have the volume of a claim"
             shared = claim.mode == "ReadWriteMany" and claim.volume
             tied = users if users and not shared else {claim.tied} if claim.tied and not claim.volume else None
             if tied is not None and node not in tied:
-                return "volume is on another node"
+                return "node(s) did not have the volume of a claim"
         return self.lacking(names, node)
 
     def lacking(self, names: Sequence[str], node: str) -> str:

@@ -23,6 +23,7 @@ PULL_AGAIN, PULL_SAID = "pull ", "pull said "
 SAY_S = 1.0  # how long ErrImagePull is shown before ImagePullBackOff
 CREATING, PULL_ERROR, PULL_BACKOFF = "ContainerCreating", "ErrImagePull", "ImagePullBackOff"
 NEVER_PULLED, BAD_NAME = "ErrImageNeverPull", "InvalidImageName"
+ALWAYS_NOTE = "; imagePullPolicy Always asks the registry at each start, IfNotPresent would take what is on the node"
 PERMANENT = frozenset({BAD_NAME, NEVER_PULLED})
 
 
@@ -93,6 +94,7 @@ class Pulling:
         delay = pull_delay(container.pull_failures, event.retry_after)
         container.pull_resting, container.pull_next = True, now + delay
         message, container.pull_note = event.message + container.pull_note, ""
+        message += ALWAYS_NOTE if pull_policy(container.spec) == ALWAYS else ""
         container.problem = (PULL_ERROR, f"failed to pull image {container.spec.image}: {message}")
         name = container.spec.name
         return [i.SetTimer(PULL_AGAIN + name, delay), i.SetTimer(PULL_SAID + name, SAY_S)]

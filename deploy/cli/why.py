@@ -73,7 +73,17 @@ def _pod_story(session: Session, name: str) -> Any:
         if refused.reason != "NotFound" or not deaths:
             raise
         return reasons.of_gone(name, session.namespace, list(deaths))
-    return reasons.of_pod(pod, _events(session, "Pod", pod), list(deaths))
+    return reasons.of_pod(pod, _events(session, "Pod", pod), list(deaths), _node_of(session, pod))
+
+
+def _node_of(session: Session, pod: Any) -> Any:
+    """None when it has none, or when it is gone or not for us to see."""
+    if not pod.spec.nodeName:
+        return None
+    try:
+        return session.client.get("Node", "", pod.spec.nodeName)
+    except Refused:
+        return None
 
 
 def _events(session: Session, kind: str, obj: Any) -> list[Any]:

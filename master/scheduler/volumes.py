@@ -14,7 +14,7 @@ from shoal.master.model import Event
 from shoal.master.volumes import SELECTED_NODE, Place
 from shoal.proto.v1 import objects_pb2 as o
 
-ELSEWHERE = "volume is on another node"
+ELSEWHERE = "node(s) did not have the volume of a claim"
 KINDS = frozenset({"PersistentVolumeClaim", "PersistentVolume", "StorageClass"})
 
 

@@ -89,7 +89,7 @@ def test_b82_a_pod_that_is_sent_away_from_its_volume_says_so(world: World) -> No
     nodes = [n["metadata"]["name"] for n in json.loads(world.cluster.shoal("get", "nodes", "-o", "json"))["items"]]
     [other] = [name for name in nodes if name != here]
     world.apply(with_claim("away", "true", nodeSelector={"kubernetes.io/hostname": other}))
-    waits_for(world, "away", "1 volume is on another node")
+    waits_for(world, "away", "1 node(s) did not have the volume of a claim")
 
 
 def test_a_claim_in_use_outlives_its_deletion_until_the_pod_has_ended(world: World) -> None:

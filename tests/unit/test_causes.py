@@ -211,3 +211,15 @@ def test_a_description_shows_the_last_death_shortly() -> None:
     lines = describe(looping(), NOW, [], deaths=[last, first])
     assert "Last Death:      container main, 5s ago: exit code 4: why not" in lines
     assert "Deaths:          2 kept, see: shoal why pod/web" in lines
+
+
+def test_a_well_pod_on_a_silent_node_is_not_said_to_be_well() -> None:
+    running = o.ContainerStatus(name="main", ready=True, started=True)
+    running.state.running.startedAt.seconds = NOW
+    well = pod(containerStatuses=[running], conditions=[o.Condition(type="Ready", status="True")])
+    silent = o.Node(kind="Node")
+    silent.status.conditions.add(type="Ready", status="Unknown", message="its agent is not heard of")
+    story = reasons.of_pod(well, [], [], silent)
+    assert story.wrong and "its agent is not heard of; what is known of the pod is from before" in told(story)
+    silent.status.conditions[0].status = "True"
+    assert not reasons.of_pod(well, [], [], silent).wrong

@@ -284,7 +284,10 @@ def test_b82_a_claim_says_why_it_holds_its_pod_back() -> None:
     lost, _ = bound_claim("data", "n1")
     assert "the volume of claim data does not exist" in why(snapshot_of(*NODES, lost), one)
     here, vol = bound_claim("data", "n9")
-    assert why(snapshot_of(*NODES, here, vol), one) == "0/3 nodes are available: 3 volume is on another node."
+    assert (
+        why(snapshot_of(*NODES, here, vol), one)
+        == "0/3 nodes are available: 3 node(s) did not have the volume of a claim."
+    )
     disks = made_class("disks", "kubernetes.io/no-provisioner")
     elsewhere = volume("on-9", cls="disks", home="n9")
     assert "3 no volume fits claim data" in why(snapshot_of(*NODES, disks, elsewhere, claim(cls="disks")), one)

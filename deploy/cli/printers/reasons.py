@@ -42,10 +42,10 @@ class Story:
 
 
 # ---- pods ----
-def of_pod(pod: o.Pod, events: Sequence[o.Event], deaths: Sequence[o.Death]) -> Story:
-    """Everything that can be told of a pod that is there."""
+def of_pod(pod: o.Pod, events: Sequence[o.Event], deaths: Sequence[o.Death], node: o.Node | None = None) -> Story:
+    """Everything that can be told of a pod that is there; `node` is its own."""
     own = newest_first([death for death in deaths if death.pod.uid == pod.metadata.uid])
-    findings = [*_placement(pod), *_whole(pod), *_containers(pod, own)]
+    findings = [*_silent(pod, node), *_placement(pod), *_whole(pod), *_containers(pod, own)]
     findings += [*_unready(pod)] if not findings else []
     shown = [death for death in own if death.reason != AFTER_GRACE][:MOST_DEATHS]
     wrong = bool(findings)
@@ -78,6 +78,14 @@ def _headline(pod: o.Pod, wrong: bool) -> str:
     if wrong:
         return text
     return f"{text}: it has done its work" if pod.status.phase == "Succeeded" else f"{text} and ready: nothing is wrong"
+
+
+def _silent(pod: o.Pod, node: o.Node | None) -> Iterator[Finding]:
+    """What is known of a pod is as old as its node's last word."""
+    ready = condition(node.status.conditions, "Ready") if node is not None else None
+    if ready is not None and ready.status == "Unknown" and pod.status.phase not in ("Succeeded", "Failed"):
+        text = f"{ready.message or 'it is not heard of'}; what is known of the pod is from before"
+        yield Finding(f"node {pod.spec.nodeName}", "NotReady", text)
 
 
 def _placement(pod: o.Pod) -> Iterator[Finding]:
