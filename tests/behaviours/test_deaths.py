@@ -10,32 +10,14 @@ import os
 import signal
 from typing import Any
 
-from tests.behaviours.world import Object, World, config_map, container, pod
+from tests import images
+from tests.behaviours.world import IMAGE, Object, World, busybox_image, config_map, container, deaths, pod, why
 from tests.devcluster import until
 
 EAT = "dd if=/dev/zero of=/dev/null bs=64M count=1"  # its buffer is more than the limit
 LIMIT = {"resources": {"limits": {"memory": "16Mi"}}}
 SECONDS = 60.0
 READY = {"exec": {"command": ["true"]}, "periodSeconds": 1}
-
-
-def deaths(world: World, name: str = "p", count: int = 1) -> list[Object]:
-    """The certificates of a pod, oldest run first, once there are so many."""
-    found: list[Object] = []
-
-    def problem() -> str:
-        nonlocal found
-        listed = json.loads(world.shoal("get", "deaths", "--field-selector", f"pod.name={name}", "-o", "json"))
-        found = sorted(listed["items"], key=lambda death: death.get("attempt", 0))
-        return "" if len(found) >= count else f"pod {name} has {len(found)} certificates, not {count}"
-
-    until(problem, SECONDS)
-    return found
-
-
-def why(world: World, name: str = "p") -> str:
-    """What `shoal why` says, on one line."""
-    return " ".join(world.shoal("why", name).split())
 
 
 def once(world: World, script: str, **fields: Any) -> Object:
@@ -92,17 +74,23 @@ def test_b16_each_failed_run_has_one_certificate_and_a_good_one_has_none(world: 
 
 
 def test_b16_a_changed_image_is_told_as_what_is_new(world: World) -> None:
-    well = container("sleep 1000", readinessProbe=READY)
-    world.apply(pod("p", well))
+    other = "busy:2"
+    two = images.write(world.folder, busybox_image(other, User="1001"), "two.tar")
+    world.cluster.shoal("image", "load", str(two))
+    here: Object = {"nodeSelector": {"kubernetes.io/hostname": "node-1"}}  # what was healthy is known to its node
+    world.apply(pod("p", container("sleep 1000", readinessProbe=READY), **here))
     world.ready("p")
+    before = world.status("p")["imageID"]
     world.shoal("delete", "pod", "p", "--wait")
-    world.apply(pod("p", container("exit 3", readinessProbe=READY, env=[{"name": "TOKEN", "value": "hunter2"}])))
-    first = next(one for one in deaths(world) if one["exitCode"] == 3)
-    node = first["node"]
-    if world.get("pod", "p")["spec"]["nodeName"] == node and "changes" in first:
-        assert "manifest: command changed" in first["changes"]
-        assert "manifest: env[TOKEN] added" in first["changes"]
-    assert "hunter2" not in json.dumps(first)
+    token = [{"name": "TOKEN", "value": "hunter2"}]
+    world.apply(pod("p", container("id -u; exit 3", image=other, readinessProbe=READY, env=token), **here))
+    death = next(one for one in deaths(world) if one["exitCode"] == 3)
+    assert death["logTail"] == ["1001"], "it ran from the other image"
+    assert death["imageID"] != before
+    assert f"image: {IMAGE} -> {other}" in death["changes"]
+    assert {"manifest: command changed", "manifest: env[TOKEN] added"} <= set(death["changes"])
+    assert "hunter2" not in json.dumps(death)
+    assert other in why(world)
 
 
 def test_b16_a_changed_config_map_is_told_by_its_key(world: World) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from shoal.deploy.devcluster.plan import DATA_ROOT
 from tests import images
-from tests.behaviours.world import Object, World, busybox_image, container, pod
+from tests.behaviours.world import Object, World, busybox_image, container, deaths, pod, why
 from tests.devcluster import Cluster, until
 from tests.etcd import binary
 from tests.leaks import nothing_left
@@ -82,6 +82,21 @@ def evicted(world: World, name: str, kind: str) -> tuple[str, str]:
     return found["message"], pressed(world, kind)["message"]
 
 
+def tells_why(world: World, name: str, message: str, *containers: str) -> None:
+    """Each container that ran has a certificate with the node's numbers, which `shoal why` tells: also of a pod that
+    is gone."""
+    found = deaths(world, name, len(containers))
+    assert {one["container"]: one["reason"] for one in found} == dict.fromkeys(containers, "Evicted")
+    for one in found:
+        assert one["node"] == NODE and one["message"] == message, one
+        assert one["cause"].startswith(f"evicted: {message}; ") and "SIGKILL" in one["cause"], one
+    numbers = message.partition(". The pod")[0].partition(" Container")[0]
+    assert numbers in why(world, name)
+    world.shoal("delete", "pod", name, "--wait")
+    gone = why(world, name)
+    assert f"pod/{name} is gone" in gone and numbers in gone, gone
+
+
 def keeps_away(world: World, kind: str) -> None:
     """A new pod waits until the pressure is over, and then runs here."""
     world.apply(here("newcomer", container("sleep 600")))
@@ -111,13 +126,14 @@ def test_b97_the_pod_that_eats_the_memory_goes_and_the_guaranteed_one_stays(worl
     world.ready("steady")
     before = oom_kills(world)
     eater = 'BEGIN { x = sprintf("%1000000s", "x"); for (;;) { a[n++] = x x; system("sleep 0.05") } }'
-    world.apply(here("hog", container(["awk", eater])))
-    why, condition = evicted(world, "hog", "MemoryPressure")
-    assert why.startswith("The node was low on resource: memory. Threshold quantity: 100Mi, available: ")
-    assert "Container main was using" in why and "request is 0, has larger consumption of memory" in why
+    world.apply(here("hog", container(["awk", eater]), container("exec sleep 600", "aside")))
+    message, condition = evicted(world, "hog", "MemoryPressure")
+    assert message.startswith("The node was low on resource: memory. Threshold quantity: 100Mi, available: ")
+    assert "Container main was using" in message and "request is 0, has larger consumption of memory" in message
     assert "emory.available is " in condition and "less than 100Mi" in condition
     assert oom_kills(world) == before, "the kernel was first"
     assert "Evicted" in world.shoal("events") and "low on resource: memory" in world.shoal("events")
+    tells_why(world, "hog", message, "main", "aside")
     keeps_away(world, "MemoryPressure")
     assert world.pod("steady")["status"]["phase"] == "Running"
     assert world.status("steady")["restartCount"] == 0
@@ -131,9 +147,10 @@ def test_b97_the_pod_that_fills_the_disk_goes_and_the_disk_is_free_again(world: 
     mounts = [{"name": "v", "mountPath": "/v"}]
     fill = "while dd if=/dev/zero of=/v/$((n+=1)) bs=1M count=4 2>/dev/null; do sleep 0.05; done; sleep 600"
     world.apply(here("writer", container(fill, volumeMounts=mounts), volumes=[{"name": "v", "emptyDir": {}}]))
-    why, condition = evicted(world, "writer", "DiskPressure")
-    assert why.startswith("The node was low on resource: ephemeral-storage. Threshold quantity: 24Mi, available: ")
-    assert "Its volumes hold " in why and "less than 24Mi" in condition
+    message, condition = evicted(world, "writer", "DiskPressure")
+    assert message.startswith("The node was low on resource: ephemeral-storage. Threshold quantity: 24Mi, available: ")
+    assert "Its volumes hold " in message and "less than 24Mi" in condition
+    tells_why(world, "writer", message, "main")
     keeps_away(world, "DiskPressure")
     assert world.pod("steady")["status"]["phase"] == "Running"
     assert world.cluster.part(f"agent-{NODE}") == agent
@@ -144,9 +161,10 @@ def test_b97_the_pod_with_the_most_processes_goes_when_none_are_left(world: Worl
     world.apply(steady("steady"))
     world.ready("steady")
     world.apply(here("forks", container("while :; do sleep 600 & sleep 0.01; done")))
-    why, condition = evicted(world, "forks", "PIDPressure")
-    assert why.startswith("The node was low on resource: pids. Threshold quantity: 60, available: ")
-    assert "processes" in why and "less than 60" in condition
+    message, condition = evicted(world, "forks", "PIDPressure")
+    assert message.startswith("The node was low on resource: pids. Threshold quantity: 60, available: ")
+    assert "processes" in message and "less than 60" in condition
+    tells_why(world, "forks", message, "main")
     keeps_away(world, "PIDPressure")
     assert world.pod("steady")["status"]["phase"] == "Running"
     assert world.cluster.part(f"agent-{NODE}") == agent

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.behaviours.world import Object, World, config_map, container, pod, secret
+from tests.behaviours.world import Object, World, config_map, container, deaths, pod, secret, why
 from tests.devcluster import until
 
 SLEEP = "sleep 600"
@@ -106,6 +106,11 @@ def test_b57_a_pod_above_the_size_limit_of_its_empty_dir_is_evicted(world: World
     status = world.phase("p", "Failed")["status"]
     assert status["reason"] == "Evicted"
     assert 'Usage of EmptyDir volume "v" exceeds the limit "1Mi"' in status["message"]
+    (death,) = deaths(world, "p")
+    assert (death["reason"], death["message"]) == ("Evicted", status["message"])
+    world.shoal("delete", "pod", "p", "--wait")
+    said = why(world, "p")
+    assert "pod/p is gone" in said and status["message"] in said
 
 
 def test_b57_a_pod_above_its_ephemeral_storage_is_evicted(world: World) -> None:

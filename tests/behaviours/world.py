@@ -187,3 +187,22 @@ class World:
 
     def close(self) -> None:
         self.cluster.shoal("delete", "namespace", self.namespace, "--wait=false")
+
+
+def deaths(world: World, name: str = "p", count: int = 1) -> list[Object]:
+    """The certificates of a pod, oldest run first, once there are so many."""
+    found: list[Object] = []
+
+    def problem() -> str:
+        nonlocal found
+        listed = json.loads(world.shoal("get", "deaths", "--field-selector", f"pod.name={name}", "-o", "json"))
+        found = sorted(listed["items"], key=lambda death: death.get("attempt", 0))
+        return "" if len(found) >= count else f"pod {name} has {len(found)} certificates, not {count}"
+
+    until(problem, POD_SECONDS)
+    return found
+
+
+def why(world: World, name: str = "p") -> str:
+    """What `shoal why` says, on one line."""
+    return " ".join(world.shoal("why", name).split())
