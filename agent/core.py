@@ -75,6 +75,39 @@ class AgentPorts:
     copier: Copier | None = None
 
 
+def node_facts(config: AgentConfig, machine: Machine) -> NodeFacts:
+    """What pods are told and given of their node."""
+    return NodeFacts(
+        name=config.node,
+        address=config.address,
+        memory_bytes=machine.capacity().memory_bytes,
+        log_root=config.log_root,
+        resolv_conf=config.resolv_conf,
+        allocatable=allocatable(machine.capacity(), config.reserved),
+        hosts=config.hosts,
+        seccomp_root=config.seccomp_root,
+        boot_id=machine.info().boot_id,
+        version=shoal.__version__,
+        salt=config.salt,
+    )
+
+
+def node_ports_of(ports: AgentPorts, deaths: DeathBook) -> NodePorts:
+    """The part of the ports that pods are served with."""
+    return NodePorts(
+        ports.runtime,
+        ports.images,
+        ports.network,
+        ports.state,
+        ports.logs,
+        ports.volumes,
+        ports.prober,
+        ports.hooks,
+        ports.objects,
+        deaths,
+    )
+
+
 class Agent:
     """`run` goes on until it is cancelled; that touches no container, and another Agent on the same ports takes up
     where this one was."""
@@ -96,38 +129,16 @@ class Agent:
         self._now = now
         self._rng = rng
         machine = ports.machine
-        node = NodeFacts(
-            name=config.node,
-            address=config.address,
-            memory_bytes=machine.capacity().memory_bytes,
-            log_root=config.log_root,
-            resolv_conf=config.resolv_conf,
-            allocatable=allocatable(machine.capacity(), config.reserved),
-            hosts=config.hosts,
-            seccomp_root=config.seccomp_root,
-            boot_id=machine.info().boot_id,
-            version=shoal.__version__,
-            salt=config.salt,
-        )
         self._images_stale = asyncio.Event()
         self.reporter = NodeReporter(
             machine, ports.images, config.address, shoal.__version__, config.metrics_port, config.reserved
         )
         self.outbox = Outbox(0)
         self.deaths = DeathBook(ports.state, lambda: self.outbox)
-        node_ports = NodePorts(
-            ports.runtime,
-            ports.images,
-            ports.network,
-            ports.state,
-            ports.logs,
-            ports.volumes,
-            ports.prober,
-            ports.hooks,
-            ports.objects,
-            self.deaths,
+        node_ports = node_ports_of(ports, self.deaths)
+        self.worker = Worker(
+            node_ports, node_facts(config, machine), now, self._send, meter, self._images_stale.set, self._tell
         )
-        self.worker = Worker(node_ports, node, now, self._send, meter, self._images_stale.set, self._tell)
         self.network = NodeNetwork(ports.network, self._network_changed)
         self.reclaimer = Reclaimer(ports.volumes, ports.objects, self.worker.machines, self._volumes_removed)
         folders = Folders(config.log_root, config.runs_root)

@@ -144,48 +144,55 @@ async def serve(config: Config) -> None:
     async with contextlib.AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(open_runtime(config))
         await first_contact(runtime)
-        # grpc comes after the spawner has been started: it starts threads at its import.
-        from shoal.agent.grpc_link import Certificates, GrpcConnector
-        from shoal.agent.probes import health
-
-        connector = GrpcConnector(Certificates(config.ca, config.certificate, config.key))
-        stack.push_async_callback(connector.close)
-        machine = open_machine(config)
-        images = await ImageStore.open(
-            config.data / "images",
-            machine.info().architecture,
-            settings=Settings(config.registries, config.registry_credentials),
-        )
-        stack.push_async_callback(images.close)
-        network = LinuxNetwork(config.data / "network", config.uplink or None)
-        stack.callback(network.close)
-        state = DiskState(config.data / "state")
-        volumes = await DiskVolumes.open(config.data, config.run)
-        stack.push_async_callback(volumes.close)
         durations = Durations()
         rng = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - for jitter and an identity, not for secrets
-        prober = LiveProber(runtime, time.time, rng, health=health.check, meter=durations)
-        stack.push_async_callback(prober.close)
-        copier = DiskCopier()
-        stack.callback(copier.close)
-        ports = AgentPorts(
-            runtime,
-            images,
-            network,
-            machine,
-            state,
-            DiskLogFiles(),
-            connector,
-            volumes,
-            prober,
-            LiveHooks(runtime),
-            DiskObjects(config.data / "state", config.run),
-            copier,
-        )
-        kept = hold_to_share(config, machine)
+        ports = await open_ports(stack, config, runtime, rng, durations)
+        kept = hold_to_share(config, ports.machine)
         agent = Agent(replace(core_config(config, kept), salt=os.urandom(32)), ports, time.time, rng, durations)
         await stack.enter_async_context(http_server(config, agent, durations))
         await run_until(agent, stop)
+
+
+async def open_ports(
+    stack: contextlib.AsyncExitStack, config: Config, runtime: Client, rng: random.Random, durations: Durations
+) -> AgentPorts:
+    """All adapters; the stack closes them."""
+    # grpc comes after the spawner has been started: it starts threads at its import.
+    from shoal.agent.grpc_link import Certificates, GrpcConnector
+    from shoal.agent.probes import health
+
+    connector = GrpcConnector(Certificates(config.ca, config.certificate, config.key))
+    stack.push_async_callback(connector.close)
+    machine = open_machine(config)
+    images = await ImageStore.open(
+        config.data / "images",
+        machine.info().architecture,
+        settings=Settings(config.registries, config.registry_credentials),
+    )
+    stack.push_async_callback(images.close)
+    network = LinuxNetwork(config.data / "network", config.uplink or None)
+    stack.callback(network.close)
+    state = DiskState(config.data / "state")
+    volumes = await DiskVolumes.open(config.data, config.run)
+    stack.push_async_callback(volumes.close)
+    prober = LiveProber(runtime, time.time, rng, health=health.check, meter=durations)
+    stack.push_async_callback(prober.close)
+    copier = DiskCopier()
+    stack.callback(copier.close)
+    return AgentPorts(
+        runtime,
+        images,
+        network,
+        machine,
+        state,
+        DiskLogFiles(),
+        connector,
+        volumes,
+        prober,
+        LiveHooks(runtime),
+        DiskObjects(config.data / "state", config.run),
+        copier,
+    )
 
 
 async def run_until(agent: Agent, stop: asyncio.Event) -> None:
