@@ -18,6 +18,22 @@ from shoal.deploy.cli.failures import FAILED, INTERRUPTED, OK, USAGE, CommandErr
 from shoal.deploy.cli.printers.text import lines_of
 
 # verb -> what it does; the module of the same name is imported when the verb is used
+_APPLY = "write a manifest and apply it"
+_GET_APPLY = "get it with -o yaml, change it and apply it"
+_TAINT = "give the node a taint (NoSchedule, or NoExecute to send its pods away) with apply"
+# kubectl's verbs that are not ours (yet), and what does the same
+ELSEWHERE = {
+    **dict.fromkeys(("create", "run", "replace"), _APPLY),
+    **dict.fromkeys(("edit", "patch", "set", "label", "annotate"), _GET_APPLY),
+    **dict.fromkeys(("cordon", "uncordon", "drain", "taint"), _TAINT),
+    "rollout": "apply --wait waits for a rollout and says why it fails; to go back, apply the manifest before",
+    "wait": "apply --wait and delete wait",
+    "expose": "there are no Services yet: pods are reached at their own addresses",
+    "port-forward": "pods are reached at their own addresses from every node",
+    "cluster-info": "see shoal get nodes, and shoal config",
+    "api-resources": "see shoal get, which names them all",
+    "diff": "see apply --dry-run",
+}
 VERBS = {
     "up": "Start a development cluster on this machine.",
     "down": "Take the development cluster away.",
@@ -96,7 +112,7 @@ class Verbs(click.Group):
             from shoal.proto.errors import nearest
 
             meant = nearest(args[0], VERBS)
-            advice = f"did you mean '{meant}'?" if meant else "see shoal --help"
+            advice = ELSEWHERE.get(args[0]) or (f"did you mean '{meant}'?" if meant else "see shoal --help")
             raise click.UsageError(f"no verb is called '{args[0]}': {advice}", ctx)
         name, command, rest = super().resolve_command(ctx, args)
         return name, command, _plain_flags(command, rest) if command is not None else rest

@@ -9,7 +9,7 @@ import pytest
 
 from shoal.deploy.cli import contexts, naming
 from shoal.deploy.cli.failures import CommandError
-from shoal.deploy.cli.main import VERBS, cli, run
+from shoal.deploy.cli.main import ELSEWHERE, VERBS, cli, run
 from shoal.deploy.cli.naming import Wanted
 
 
@@ -190,3 +190,23 @@ def test_contexts_are_written_for_their_owner_only(tmp_path: Path) -> None:
     contexts.remove("dev", path=path)
     assert contexts.load(path).choose(None).namespace == "team"
     assert os.listdir(path.parent) == ["config"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "advice"),
+    [
+        ("rollout", "apply --wait waits for a rollout"),
+        ("drain", "give the node a taint"),
+        ("frobnicate", "see shoal --help"),
+        ("descirbe", "did you mean 'describe'?"),
+    ],
+)
+def test_a_verb_that_is_not_there_says_what_does_the_same(
+    verb: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, "x"]) == 2
+    assert f"no verb is called '{verb}': {advice}" in capsys.readouterr().err
+
+
+def test_no_verb_of_ours_is_said_to_be_missing() -> None:
+    assert not ELSEWHERE.keys() & VERBS.keys()
