@@ -5,6 +5,7 @@ What runs is read from /proc and the cgroups, never from what Shoal says of itse
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import subprocess
@@ -150,7 +151,9 @@ class Cluster:
     def containers(self) -> dict[tuple[str, str], Container]:
         """(pod uid, container name) -> the container, from the cgroups of all nodes."""
         found = {}
-        for procs in (PIDS / self.plan.cgroup).glob("*/pods/*/*/cgroup.procs"):
+        # Not Path.glob, which fails when a folder goes while it looks.
+        for path in glob.iglob(f"{PIDS / self.plan.cgroup}/*/pods/*/*/cgroup.procs"):
+            procs = Path(path)
             node, _, uid, run = procs.parts[-5:-1]
             name, _, attempt = run.rpartition("-")
             for process in first_processes(procs):

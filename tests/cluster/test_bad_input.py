@@ -484,7 +484,8 @@ def test_a_field_that_cannot_change(shoal: Shoal) -> None:
 def test_ctrl_c_ends_a_watch_and_a_log(shoal: Shoal) -> None:
     shoal.apply(pod("p", command='["sh", "-c", "echo ready; sleep 1000"]'), "--wait", "--timeout", "60s")
     for words, first in ((["get", "pods", "-w", "-o", "name"], "pod/p\n"), (["logs", "-f", "p"], "ready\n")):
-        command = [sys.executable, "-m", "shoal.deploy.cli.main", *words]
+        # What a shell starts in the background ignores SIGINT, and so would all that these tests start.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "shoal.deploy.cli.main", *words]
         environment = os.environ | {"SHOAL_CONFIG": str(shoal.config)}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
