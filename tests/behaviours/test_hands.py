@@ -30,7 +30,7 @@ class Follower:
         words = [arguments[0], "--context", world.cluster.name, "-n", world.namespace, *arguments[1:]]
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "shoal.deploy.cli.main", *words],
+                ["env", "--default-signal=INT", sys.executable, "-m", "shoal.deploy.cli.main", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
