@@ -355,6 +355,7 @@ class Trouble:
             self.leader_crash, self.leader_freeze, self.lost_answers, self.stale_watch, self.bad_weather,
             self.spawner_away, self.compaction, self.node_removed,
             self.etcd_full, self.registry_away, self.registry_away, self.unhealthy, self.unhealthy, self.disk_full,
+            self.memory_short, self.memory_short,
         )  # fmt: skip
         await self.rng.choice(kinds)()
 
@@ -432,6 +433,15 @@ class Trouble:
         await asyncio.sleep(self.rng.uniform(1, 6))
         node.volumes.full = False
 
+    async def memory_short(self) -> None:
+        """Pods that use memory go, until there is enough of it again."""
+        node = self._node()
+        self.world.say(f"{node.name} is short of memory")
+        node.short_of_memory(True)
+        await asyncio.sleep(self.rng.uniform(0.5, 5))
+        node.short_of_memory(False)
+        self.world.say(f"{node.name} has enough memory again")
+
     async def leader_crash(self) -> None:
         if leader := self.world.leader():
             self.world.say(f"{leader.name}, the leader, crashes")
@@ -501,6 +511,7 @@ class Trouble:
         weather.slow = weather.repeat = weather.lose = 0.0
         for node in self.world.nodes.values():
             node.reachable, node.volumes.full = True, False
+            node.short_of_memory(False)
             if node.runtime.gone:
                 node.runtime.come_back()
         for master in self.world.masters.values():
@@ -582,6 +593,7 @@ def unfinished(world: World, people: People) -> list[str]:
             wrong += _deployment(found, pods)
     wrong += [f"deleted {key} is still there" for key in objects if _stray(key, people)]
     wrong += [f"node {name} has not joined" for name in world.nodes if Key("Node", "", name) not in objects]
+    wrong += [text for found in objects.values() if isinstance(found, o.Node) for text in _pressed(found)]
     wrong += _values(objects, people)
     wrong += _storage(objects, pods)
     wrong += [text for node in world.nodes.values() for text in world.watchdog.delivered(node.name, node.objects.table)]
@@ -590,6 +602,8 @@ def unfinished(world: World, people: People) -> list[str]:
             wrong.append(f"pod {one.metadata.name} is still being deleted")
         elif not one.spec.nodeName:
             wrong += _pending(world, one, pods)
+        elif one.metadata.uid in world.watchdog.evicted and one.status.phase != "Failed":
+            wrong.append(f"pod {one.metadata.name} was evicted and is {one.status.phase}")
         elif one.status.phase == "Pending":
             wrong.append(f"pod {one.metadata.name} has not started on {one.spec.nodeName}")
     wrong += _stale_volumes(world, pods)
@@ -599,6 +613,13 @@ def unfinished(world: World, people: People) -> list[str]:
         have = {id.pod_uid for id in world.running(name)}
         wrong += [f"{name} runs {uid}, which is not assigned to it" for uid in have if (name, uid) not in wanted]
     return wrong
+
+
+def _pressed(node: o.Node) -> list[str]:
+    """The need is over: so are its condition and its taint."""
+    held = [one.type for one in node.status.conditions if one.type.endswith("Pressure") and one.status != "False"]
+    held += [taint.key for taint in node.spec.taints if taint.key.endswith("-pressure")]
+    return [f"{node.metadata.name} still has {', '.join(held)}"] if held else []
 
 
 def _values(objects: Mapping[Key, Object], people: People) -> list[str]:

@@ -32,3 +32,8 @@ def test_a_seed_gives_the_same_run_whatever_lies_in_memory() -> None:
         logs.append((world.log, world.loop.steps, world.watchdog.committed))
         del kept
     assert logs[0] == logs[1]
+
+
+def test_some_pods_are_evicted_and_replaced() -> None:
+    evicted = [len(play(seed).watchdog.evicted) for seed in range(1, 5)]
+    assert sum(evicted) > 0, "no node was ever short of memory while a pod ran there"

@@ -62,6 +62,8 @@ class Watchdog:
         self._ranges: dict[str, str] = {}  # pod range -> node
         self.touched: set[Key] = set()  # by the last look
         self.revisions: dict[Key, int] = {}
+        self.were_short: set[str] = set()  # nodes that have been short of memory
+        self.evicted: set[str] = set()  # uids of pods
         self.checks = 0
         self.broken: Broken | None = None  # found in the middle of a step
 
@@ -125,6 +127,7 @@ class Watchdog:
         if rank < before or (before == 2 and phase != pod.status.phase):
             raise Broken(f"revision {revision}: pod {name} went from {phase} back to {pod.status.phase}")
         self._phases[uid] = rank, pod.status.phase
+        self._rightly_evicted(pod, revision)
         for status in pod.status.containerStatuses:
             count = self._restarts[uid, status.name]
             if status.restartCount < count:
@@ -132,6 +135,17 @@ class Watchdog:
                     f"revision {revision}: {name}/{status.name} had {count} restarts, now {status.restartCount}"
                 )
             self._restarts[uid, status.name] = status.restartCount
+
+    def _rightly_evicted(self, pod: o.Pod, revision: int) -> None:
+        """For need of its node, which it tells, and for good."""
+        uid, status = pod.metadata.uid, pod.status
+        said = f"revision {revision}: {pod.metadata.name} was evicted"
+        if status.reason == "Evicted":
+            self.evicted.add(uid)
+            if pod.spec.nodeName not in self.were_short or "emory" not in status.message:
+                raise Broken(f"{said} for nothing: {status.message!r}")
+        if uid in self.evicted and (status.phase == "Succeeded" or status.reason not in ("Evicted", "Lost")):
+            raise Broken(f"{said}, and now it is {status.phase} {status.reason}")
 
     def _placed(self, pod: o.Pod) -> None:
         self._referred[pod.spec.nodeName] |= {Key(*reference) for reference in references(pod)}

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
 from shoal.agent.core import Agent, AgentConfig, AgentPorts
+from shoal.agent.eviction import parse_eviction
 from shoal.agent.images.fake import FakeImages
 from shoal.agent.images.port import ImageConfig
 from shoal.agent.logs import MemoryLogFiles
@@ -38,6 +39,8 @@ WALL_START = 1_700_000_000.0  # CLOCK_REALTIME when the simulation begins
 IMAGE, FULL_IMAGE = "app", "docker.io/library/app:latest"  # pulled: it has no tag
 FLAKY = "flaky"  # a command that fails the first time
 MIB = 1 << 20
+PLENTY = Signals(*(Amount(1024 * MIB, 1024 * MIB) for _ in range(4)))
+EVICTION = parse_eviction({"transition_period": "20s"})  # so that a condition is over before a run is
 
 
 class FakeMachine:
@@ -45,7 +48,7 @@ class FakeMachine:
 
     def __init__(self, name: str, milli_cpu: int) -> None:
         self.name, self.boots, self._milli_cpu = name, 0, milli_cpu
-        self.left = Signals(*(Amount(1024 * MIB, 1024 * MIB) for _ in range(4)))
+        self.left = PLENTY
 
     def capacity(self) -> Capacity:
         return Capacity(self._milli_cpu, 1024 * MIB, 20, 1024 * MIB)
@@ -108,7 +111,7 @@ class SimNode:
         """One agent per data folder: after two faults at once the second start finds the folder locked."""
         if self._task is not None:
             return
-        config = AgentConfig(self.name, self.address, tuple(self.world.masters), f"/sim/{self.name}")
+        config = AgentConfig(self.name, self.address, tuple(self.world.masters), f"/sim/{self.name}", eviction=EVICTION)
         ports = AgentPorts(
             self.runtime,
             self.images,
@@ -134,6 +137,12 @@ class SimNode:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+    def short_of_memory(self, short: bool) -> None:
+        """What its machine reports from now on; whoever is evicted is evicted here."""
+        self.machine.left = replace(PLENTY, memory=Amount(63 * MIB, 1024 * MIB)) if short else PLENTY
+        if short:
+            self.world.watchdog.were_short.add(self.name)
 
     def check(self) -> None:
         """Raises what ended the agent, if something did."""
