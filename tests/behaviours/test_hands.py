@@ -102,8 +102,8 @@ def test_followed_logs_survive_the_agent_and_the_master(world: World) -> None:
             logs.until_lines(seen + 20)
             victim = world.cluster.part(part)
             assert victim is not None
-            os.kill(victim.pid, signal.SIGKILL)
             notes = logs.err.count("interrupted")
+            os.kill(victim.pid, signal.SIGKILL)
             logs.until_notes(notes + 1)
         logs.until_lines(len(logs.out.splitlines()) + 20)
         world.shoal("delete", "pod", "p")
