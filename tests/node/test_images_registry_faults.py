@@ -561,10 +561,11 @@ async def test_a_layer_that_unpacks_to_more_than_there_is_leaves_others_their_ro
         while True:
             least = min(least, shutil.disk_usage(small_disk).free)
             try:
-                (small_disk / "neighbour").write_bytes(bytes(MIB // 8))
+                (small_disk / "neighbour").write_bytes(bytes(MIB // 2))
             except OSError as fault:
                 refused.append(fault)
-            await asyncio.sleep(0.001)
+            (small_disk / "neighbour").unlink(missing_ok=True)
+            await asyncio.sleep(0)
 
     writing = asyncio.create_task(write())
     try:
