@@ -39,7 +39,7 @@ from tests.devcluster import Cluster, until
 from tests.etcd import binary, free_port
 from tests.leaks import nothing_left
 
-HEARTBEAT_MS = 500
+HEARTBEAT_MS = 2000
 SLEEP = "exec sleep 100000"
 NODES = ("node-1", "node-2")
 ON_NODE = sorted(("agent", "spawner", "supervisor"))
@@ -248,9 +248,8 @@ def test_a_death_while_probes_run(world: World, kind: str) -> None:
 def test_a_death_while_a_config_map_updates(world: World, kind: str) -> None:
     """The container sees the old one or the new one whole, and the new one in the end."""
     world.apply(config_map("conf", {"a": "0", "b": "0"}))
-    script = (
-        "while :; do cd /c/..data 2>/dev/null && [ $(cat a) != $(cat b) ] && echo torn >>/v/torn; usleep 5000; done"
-    )
+    look = 'a=$(cat a) && b=$(cat b) && [ "$a" != "$b" ] && echo "$a $b" >>/v/torn'  # a generation that went fails
+    script = f"while :; do cd /c/..data && {look}; usleep 5000; done 2>/dev/null"
     mounts = [{"name": "c", "mountPath": "/c"}, {"name": "v", "mountPath": "/v"}]
     volumes = [*EMPTY["volumes"], {"name": "c", "configMap": {"name": "conf"}}]
     world.apply(on_one("p", container(script, volumeMounts=mounts), volumes=volumes))
@@ -339,16 +338,23 @@ def test_a_death_under_an_open_attach(world: World, kind: str) -> None:
     said = (world.folder / "err").read_text()
     assert "Traceback" not in said
     assert main_of(world, "p") == app and restarts(world.pod("p")) == {"main": 0}
-    again = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    until(lambda: unanswered(command, environment), BACK_SECONDS)  # the node may have to meet its master first
+    assert main_of(world, "p") == app
+
+
+def unanswered(command: list[str], environment: dict[str, str]) -> str:
+    """Why a line that is typed into a new attach is not answered; "" when it is."""
+    pipe = subprocess.PIPE
+    again = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    assert again.stdin is not None and again.stdout is not None and again.stderr is not None
     try:
-        assert again.stdin is not None and again.stdout is not None
         again.stdin.write(b"two\n")
         again.stdin.flush()
-        assert again.stdout.readline() == b"got two\n", said
+        heard = again.stdout.readline()
+        return "" if heard == b"got two\n" else f"{heard!r}: {again.stderr.read().decode()}"
     finally:
         again.kill()
         again.communicate()
-    assert main_of(world, "p") == app
 
 
 # ---- ending ----
