@@ -515,7 +515,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)  # also when a failed test holds it open
 
 
 async def test_a_full_disk(small_disk: Path, odd: Odd) -> None:
