@@ -282,8 +282,8 @@ def _claim(obj: o.PersistentVolumeClaim, report: Report) -> None:
         _label_selector(obj.spec.selector, "spec.selector", report)
 
 
-def _nothing_yet(obj: Any, report: Report) -> None:
-    """Metadata only."""
+def _metadata_only(obj: Any, report: Report) -> None:
+    """Nodes write these; people may only delete them."""
 
 
 _BY_KIND: Mapping[str, Callable[[Any, Report], None]] = {
@@ -298,5 +298,5 @@ _BY_KIND: Mapping[str, Callable[[Any, Report], None]] = {
     "PersistentVolume": storage.volume,
     "PersistentVolumeClaim": _claim,
     "StorageClass": storage.storage_class,
-    "Death": _nothing_yet,
+    "Death": _metadata_only,
 }

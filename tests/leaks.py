@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from shoal.deploy.devcluster.leftovers import MARK, listing, wait_clean
 
-__all__ = ["listing", "nothing_left", "wait_clean"]
+__all__ = ["clean_machine", "listing", "nothing_left", "wait_clean"]
 
 
 @contextmanager
@@ -21,3 +23,11 @@ def nothing_left() -> Iterator[None]:
     finally:
         extra = wait_clean(before)
     assert not extra, f"left behind: {extra}"
+
+
+def clean_machine() -> Iterator[None]:
+    """The body of a fixture, of whatever scope: as root, what comes between must leave the machine as it was."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it makes namespaces, cgroups and links")
+    with nothing_left():
+        yield

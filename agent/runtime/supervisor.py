@@ -559,18 +559,7 @@ class Supervisor:
         terminal = bool(message.get("tty"))
 
         def start(ends: list[int]) -> launch.Launched:
-            return launch.launch_exec(
-                live.spec,
-                argv=argv,
-                pid=live.pid,
-                pidfd=live.pidfd,
-                cgroups=self.cgroups,
-                stdin=ends[0],
-                stdout=ends[1],
-                stderr=ends[2],
-                seccomp_bpf=bpf,
-                terminal=terminal,
-            )
+            return self._launch_in(live, argv, ends, bpf, terminal=terminal)
 
         handed.update(self.executions.begin(start, terminal=terminal, stdin=bool(message.get("stdin"))))
         return {"fds": list(handed)}
@@ -588,24 +577,39 @@ class Supervisor:
         profile = str((records.read(folder, "intent") or {}).get("seccomp", ""))
         return live, argv, self._profile(profile)
 
+    def _launch_in(
+        self,
+        live: Live,
+        argv: list[str],
+        streams: list[int],
+        bpf: bytes,
+        *,
+        terminal: bool = False,
+        branch: str = "",
+        timeout_s: float = launch.START_TIMEOUT_S,
+    ) -> launch.Launched:
+        """Starts a command in a running container; `streams` are its stdin, stdout and stderr. Raises LaunchError."""
+        return launch.launch_exec(
+            live.spec,
+            argv=argv,
+            pid=live.pid,
+            pidfd=live.pidfd,
+            cgroups=self.cgroups,
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
+            seccomp_bpf=bpf,
+            terminal=terminal,
+            branch=branch,
+            timeout_s=timeout_s,
+        )
+
     def _probe(self, message: wire.Message, answer: Callable[[wire.Message], None]) -> None:
         """Runs a command in a container to its end, or for `seconds`; answers then."""
         live, argv, bpf = self._command(message)
 
         def start(branch: str, streams: list[int], seconds: float) -> launch.Launched:
-            return launch.launch_exec(
-                live.spec,
-                argv=argv,
-                pid=live.pid,
-                pidfd=live.pidfd,
-                cgroups=self.cgroups,
-                stdin=streams[0],
-                stdout=streams[1],
-                stderr=streams[2],
-                seccomp_bpf=bpf,
-                branch=branch,
-                timeout_s=seconds,
-            )
+            return self._launch_in(live, argv, streams, bpf, branch=branch, timeout_s=seconds)
 
         self.probes.begin(self._path(live), start, float(message["seconds"]), answer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from shoal.master.api import admission
 from shoal.master.api.faults import Invalid
@@ -16,6 +16,7 @@ from shoal.proto.v1 import session_pb2 as s
 
 FRAME_BYTES = 64 << 10
 Framed: TypeAlias = c.ExecRequest | c.AttachRequest | c.CopyRequest
+Aimed = TypeVar("Aimed", s.LogsOpen, s.ExecOpen, s.AttachOpen, s.CopyOpen)
 
 
 class Pipe(Protocol):
@@ -41,10 +42,7 @@ class Streams:
 
     async def logs(self, request: c.LogsRequest) -> AsyncIterator[s.TunnelFrame]:
         pod = self._pod(request.pod)
-        options = s.LogsOpen()
-        options.CopyFrom(request.options)
-        options.pod_uid = pod.metadata.uid
-        options.container = choose_container(pod, options.container)
+        options = aimed(request.options, pod)
         tunnel = await self._nodes.open(pod.spec.nodeName, s.Open(logs=options))
         try:
             async for frame in frames_of(tunnel, pod.spec.nodeName):
@@ -54,10 +52,8 @@ class Streams:
 
     async def exec(self, requests: AsyncIterator[c.ExecRequest]) -> AsyncIterator[s.TunnelFrame]:
         first = await _start(requests, "Exec")
-        pod, options = self._pod(first.pod), s.ExecOpen()
-        options.CopyFrom(first.options)
-        options.pod_uid = pod.metadata.uid
-        options.container = choose_container(pod, options.container)
+        pod = self._pod(first.pod)
+        options = aimed(first.options, pod)
         if not options.command:
             raise Invalid("which command? Give at least one word after --")
         async for frame in self._both_ways(pod.spec.nodeName, s.Open(exec=options), requests):
@@ -65,19 +61,15 @@ class Streams:
 
     async def attach(self, requests: AsyncIterator[c.AttachRequest]) -> AsyncIterator[s.TunnelFrame]:
         first = await _start(requests, "Attach")
-        pod, options = self._pod(first.pod), s.AttachOpen()
-        options.CopyFrom(first.options)
-        options.pod_uid = pod.metadata.uid
-        options.container = choose_container(pod, options.container)
+        pod = self._pod(first.pod)
+        options = aimed(first.options, pod)
         async for frame in self._both_ways(pod.spec.nodeName, s.Open(attach=options), requests):
             yield frame
 
     async def copy(self, requests: AsyncIterator[c.CopyRequest]) -> AsyncIterator[s.TunnelFrame]:
         first = await _start(requests, "Copy")
-        pod, options = self._pod(first.pod), s.CopyOpen()
-        options.CopyFrom(first.options)
-        options.pod_uid = pod.metadata.uid
-        options.container = choose_container(pod, options.container)
+        pod = self._pod(first.pod)
+        options = aimed(first.options, pod)
         if not options.path.startswith("/"):
             raise Invalid(f"the path in the container must be absolute, and {options.path!r} is not")
         async for frame in self._both_ways(pod.spec.nodeName, s.Open(copy=options), requests):
@@ -104,6 +96,15 @@ class Streams:
         if not pod.spec.nodeName:
             raise Invalid(f"{wanted} is not on a node yet: `shoal describe pod {wanted.name}` says why")
         return pod
+
+
+def aimed(given: Aimed, pod: o.Pod) -> Aimed:
+    """What was asked for, of this pod and one of its containers. Raises Invalid."""
+    options = type(given)()
+    options.CopyFrom(given)
+    options.pod_uid = pod.metadata.uid
+    options.container = choose_container(pod, given.container)
+    return options
 
 
 def choose_container(pod: o.Pod, wanted: str) -> str:

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
 
-from tests.leaks import nothing_left
+from tests import leaks
 
-
-@pytest.fixture(autouse=True)
-def clean_machine() -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: it makes namespaces, cgroups and links")
-    with nothing_left():
-        yield
+clean_machine = pytest.fixture(autouse=True)(leaks.clean_machine)

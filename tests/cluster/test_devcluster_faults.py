@@ -24,10 +24,9 @@ import yaml
 from shoal.deploy.devcluster import cgroups, enter, links
 from shoal.deploy.devcluster.plan import DATA_ROOT, NodePlan
 from shoal.deploy.devcluster.processes import Process, identify
-from tests import images
+from tests import images, leaks
 from tests.devcluster import Cluster, until
 from tests.etcd import binary
-from tests.leaks import nothing_left
 
 BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static
 APPLETS = ("sh", "sleep", "cat", "echo")
@@ -172,13 +171,8 @@ def cluster_of(name: str, folder: Path) -> Cluster:
     return Cluster(name, DATA_ROOT / name, {"SHOAL_CONFIG": str(folder / "config")})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def clean_machine() -> Iterator[None]:
-    """For the module as a whole: its cluster outlives the single test."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: it makes namespaces, cgroups and links")
-    with nothing_left():
-        yield
+# For the module as a whole: its cluster outlives the single test.
+clean_machine = pytest.fixture(scope="module", autouse=True)(leaks.clean_machine)
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,11 @@ from aiohttp import web
 
 from shoal.deploy.demo import oci_writer
 from shoal.deploy.devcluster.plan import load
-from tests import images, registries
+from tests import images, leaks, registries
 from tests.cluster import bad_input
 from tests.cluster.bad_input import Shoal, busybox, pod
 from tests.devcluster import until
 from tests.etcd import free_port
-from tests.leaks import nothing_left
 from tests.registries import PASSWORD, USER, Odd, Running, refusal, skopeo
 
 NODE_DISK = "128Mi"
@@ -33,13 +32,8 @@ TOO_LARGE = 160 << 20  # bytes of a file that packs to a thousandth, so that it 
 POD_SECONDS = 90.0  # the second try comes after ten seconds, the third after twenty more
 
 
-@pytest.fixture(scope="module", autouse=True)
-def clean_machine() -> Iterator[None]:
-    """For the module as a whole: its cluster outlives the single test."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: it makes namespaces, cgroups and links")
-    with nothing_left():
-        yield
+# For the module as a whole: its cluster outlives the single test.
+clean_machine = pytest.fixture(scope="module", autouse=True)(leaks.clean_machine)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from shoal.deploy.demo import oci_writer
 from shoal.deploy.devcluster.plan import DATA_ROOT
 from shoal.deploy.devcluster.processes import Process
-from tests import images
+from tests import images, leaks
 from tests.behaviours.test_storage import claim, volumes, with_claim
 from tests.behaviours.world import Object, World, busybox_image, busybox_layer, config_map, container, pod, secret
 from tests.cluster.pod_faults import (
@@ -37,7 +37,6 @@ from tests.cluster.pod_faults import (
 )
 from tests.devcluster import Cluster, until
 from tests.etcd import binary, free_port
-from tests.leaks import nothing_left
 
 HEARTBEAT_MS = 2000
 SLEEP = "exec sleep 100000"
@@ -51,13 +50,8 @@ STAY = [
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def clean_machine() -> Iterator[None]:
-    """For the module as a whole: its cluster outlives the single test."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: it makes namespaces, cgroups and links")
-    with nothing_left():
-        yield
+# For the module as a whole: its cluster outlives the single test.
+clean_machine = pytest.fixture(scope="module", autouse=True)(leaks.clean_machine)
 
 
 @pytest.fixture(scope="module")

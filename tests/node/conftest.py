@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from shoal.agent.runtime.client import Client
-from tests.leaks import nothing_left
+from tests import leaks
 from tests.node.supervision_world import World
 
-
-@pytest.fixture(autouse=True)
-def clean_machine() -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: it makes namespaces, cgroups and links")
-    with nothing_left():
-        yield
+clean_machine = pytest.fixture(autouse=True)(leaks.clean_machine)
 
 
 @pytest.fixture

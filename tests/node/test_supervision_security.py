@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,6 @@ from shoal.agent.runtime.port import Mount, StartError
 from tests.node.supervision_world import World, ended, persistent
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@pytest.fixture
-async def client(world: World) -> AsyncIterator[Client]:
-    async with world.client() as made:
-        yield made
 
 
 async def output(world: World, client: Client, script: str, **fields: Any) -> list[str]:
