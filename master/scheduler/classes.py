@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shoal.master.scheduler.profiles import DEFAULT_PROFILE
+from shoal.master.scheduler.terms import NodeTerm, PodTerm, Spread
 from shoal.proto.qos import BEST_EFFORT, qos_class
 from shoal.proto.quantity import QuantityError, parse
 from shoal.proto.references import claims_of
@@ -38,6 +40,22 @@ class PodClass:
     load: tuple[int, int]  # cpu and memory as the scores count them
     owner: str  # uid of the controlling owner; replicas of one owner are spread
     claims: tuple[str, ...] = ()  # namespace/name
+    namespace: str = ""
+    labels: tuple[tuple[str, str], ...] = ()  # sorted; what others' terms look at
+    node_terms: tuple[NodeTerm, ...] | None = None  # required node affinity: one must hold; None: none is asked
+    preferred_nodes: tuple[tuple[int, NodeTerm], ...] = ()  # with their weights
+    affinity: tuple[PodTerm, ...] = ()  # required
+    anti_affinity: tuple[PodTerm, ...] = ()  # required
+    preferred_pods: tuple[tuple[int, PodTerm], ...] = ()  # with their weights, negative for anti-affinity
+    spread: tuple[Spread, ...] = ()
+    ports: tuple[tuple[str, str, int], ...] = ()  # protocol, host address ("0.0.0.0": all), port
+    images: tuple[str, ...] = ()  # one per container, as nodes name them
+    gpu_milli: int = 0  # a share of one device, below 1000
+    gpu_count: int = 0  # whole devices
+    priority: int = 0
+    preempts: bool = True  # may have others evicted
+    group: str = ""  # the name of its PodGroup, in its namespace
+    profile: str = DEFAULT_PROFILE
 
 
 def amount(resource: str, text: str) -> int:

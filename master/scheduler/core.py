@@ -35,12 +35,29 @@ class Refusal(NamedTuple):
     explanation: Explanation
 
 
+class Victim(NamedTuple):
+    uid: str
+    key: Key
+    priority: int
+
+
+class Preemption(NamedTuple):
+    """The pod is nominated to the node: it holds the room there, and the victims are to go. No victims: it waits for
+    pods of lower priority that are leaving already. `breaks`: victims whose eviction no budget allows."""
+
+    waiting: Waiting
+    node: str
+    victims: tuple[Victim, ...]
+    breaks: int
+
+
 @dataclass(slots=True)
 class Plan:
-    """Bindings are committed in the snapshot already: `undo` those that the store refuses."""
+    """Bindings and nominations are committed in the snapshot already: `undo` those that the store refuses."""
 
     bindings: list[Binding] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)  # nominated pods among them
+    preemptions: list[Preemption] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{len(self.bindings)} pods placed, {len(self.refusals)} wait"
