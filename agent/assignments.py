@@ -57,10 +57,12 @@ def position_of(message: s.Position) -> Position:
 
 
 class Assembler:
-    """Of one session. `position` is the highest that the node has applied."""
+    """Of one session. `position` is the highest that the node has applied; without `routes` the node table is left
+    unread."""
 
-    def __init__(self, position: Position) -> None:
+    def __init__(self, position: Position, routes: bool = True) -> None:
         self.position = position
+        self._routes = routes
         self._parts: list[s.Assignments] = []
         self._based = False  # a COMPLETE of this session has been applied
         self._asked = False  # a COMPLETE was asked for and has not come yet
@@ -90,7 +92,7 @@ class Assembler:
         self._parts.append(message)
         if not message.last:
             return None
-        change = _change_of(self._parts, position, complete=True)
+        change = _change_of(self._parts, position, complete=True, routes=self._routes)
         self._parts, self._based, self._asked = [], True, False
         self.position = position
         return change
@@ -103,7 +105,7 @@ class Assembler:
             return None  # it has come before
         if after != self.position:
             return self._gap(f"increment from {after} to {position}, but this node is at {self.position}")
-        change = _change_of([message], position, complete=False)
+        change = _change_of([message], position, complete=False, routes=self._routes)
         self.position = position
         return change
 
@@ -115,14 +117,15 @@ class Assembler:
         return Gap(why)
 
 
-def _change_of(parts: Sequence[s.Assignments], position: Position, *, complete: bool) -> Change:
+def _change_of(parts: Sequence[s.Assignments], position: Position, *, complete: bool, routes: bool) -> Change:
     """Raises ValueError when a pod's or an object's bytes are not one, or not the one that they are said to be."""
     pods: dict[str, o.Pod] = {}
     nodes: dict[str, NodeRange] = {}
     for part in parts:
         for assigned in part.upsert_pods:
             pods[assigned.uid] = _pod_of(assigned)
-        nodes.update({n.name: NodeRange(n.address, n.pod_cidr) for n in part.upsert_nodes})
+        if routes:
+            nodes.update({n.name: NodeRange(n.address, n.pod_cidr) for n in part.upsert_nodes})
     removed_pods = [uid for part in parts for uid in part.remove_pods]
     removed_nodes = [name for part in parts for name in part.remove_nodes]
     objects = [obj for part in parts for assigned in part.upsert_objects if (obj := object_of(assigned)) is not None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -59,6 +59,24 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as fault:
         raise CertificateFault(f"{path} cannot be read: {fault.strerror or fault}") from fault
+
+
+@dataclass(frozen=True, slots=True)
+class Pems:
+    """The same, as PEM texts in memory."""
+
+    ca: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
+
+
+class Identity(Protocol):
+    """Who shows itself to the masters. Raises CertificateFault."""
+
+    def credentials(self) -> grpc.ChannelCredentials: ...
 
 
 class GrpcLink(Generic[Out, In]):
@@ -131,6 +149,39 @@ class GrpcLink(Generic[Out, In]):
         return f"{code.name}: {details}" if details else code.name
 
 
+class PlainLink(GrpcLink[s.Up, s.Down]):
+    """A session whose reads and writes run in whose asks: cancelling one ends the call, which is what a session that
+    gives up does next. Half the work of a message, where thousands of sessions share a process."""
+
+    async def send(self, message: s.Up) -> None:
+        try:
+            await self._call.write(message)
+        except FAULTS as fault:
+            raise LinkLost(await self._why(fault)) from fault
+        except asyncio.CancelledError:
+            raise self._lost_or_cancelled() from None
+
+    async def receive(self) -> s.Down | None:
+        try:
+            message = await self._call.read()
+        except FAULTS as fault:
+            raise LinkLost(await self._why(fault)) from fault
+        except asyncio.CancelledError:
+            raise self._lost_or_cancelled() from None
+        if isinstance(message, s.Down):
+            return message
+        if await self._call.code() == grpc.StatusCode.OK:
+            return None
+        raise LinkLost(await self._why(None))
+
+    def _lost_or_cancelled(self) -> BaseException:
+        """grpc tells of a call that was cancelled beneath us as if we had been."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return asyncio.CancelledError()
+        return LinkLost("the call was cancelled")
+
+
 async def _outlive(task: asyncio.Task[T]) -> T:
     """The task's result; cancelling the wait leaves the task alone. A call that was cancelled is a lost link."""
     await asyncio.wait({task})
@@ -162,17 +213,20 @@ class TunnelLink(GrpcLink[s.TunnelFrame, s.TunnelFrame]):
 
 
 class GrpcConnector:
-    """Implements session.Connector. `close` ends every channel."""
+    """Implements session.Connector. `close` ends every channel. `plain`: many of them in one process; `options` come
+    on top of ours."""
 
-    def __init__(self, certificates: Certificates) -> None:
+    def __init__(self, certificates: Identity, *, plain: bool = False, options: Sequence[tuple[str, Any]] = ()) -> None:
         self._certificates = certificates
+        self._link: Callable[[Any], GrpcLink[s.Up, s.Down]] = PlainLink if plain else GrpcLink
+        self._options = [*OPTIONS, *options]
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def connect(self, address: str) -> GrpcLink[s.Up, s.Down]:
         await self._drop(address)  # a new session gets a new connection, and a certificate that may be newer
         # Not waiting for the channel: the call itself then fails with the reason, a refused certificate included.
         channel = self._channel(address)
-        return GrpcLink(_method(channel, SESSION, s.Up.SerializeToString, s.Down.FromString)())
+        return self._link(_method(channel, SESSION, s.Up.SerializeToString, s.Down.FromString)())
 
     async def tunnel(self, address: str) -> TunnelLink:
         channel = self._channel(address)
@@ -189,7 +243,7 @@ class GrpcConnector:
                 credentials = self._certificates.credentials()
             except CertificateFault as fault:
                 raise LinkLost(str(fault)) from fault
-            self._channels[address] = grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+            self._channels[address] = grpc.aio.secure_channel(address, credentials, options=self._options)
         return self._channels[address]
 
     async def _drop(self, address: str) -> None:

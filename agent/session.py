@@ -14,7 +14,7 @@ from typing import Protocol
 
 from shoal.agent.assignments import Assembler, Broken, Change, Gap, Stale
 from shoal.agent.outbox import Outbox
-from shoal.agent.sync import Sync
+from shoal.agent.state import Position
 from shoal.proto.v1 import session_pb2 as s
 
 log = logging.getLogger("shoal.agent.session")
@@ -53,6 +53,18 @@ class TunnelStream(Protocol):
     async def close(self) -> None: ...
 
 
+class Holder(Protocol):
+    """What the session brings assignments to: the node's pods."""
+
+    @property
+    def position(self) -> Position: ...
+    @property
+    def incarnation(self) -> str: ...
+    def held(self) -> list[s.HeldPod]: ...
+    async def welcome(self, welcome: s.Welcome) -> None: ...
+    async def apply(self, change: Change) -> None: ...
+
+
 class Connector(Protocol):
     """Reaches a master at one of its addresses."""
 
@@ -68,6 +80,7 @@ class SessionConfig:
     boot_id: str
     version: str
     labels: dict[str, str] = field(default_factory=dict)
+    routes: bool = True  # the table of the other nodes is of use here
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,7 @@ class Session:
         self,
         config: SessionConfig,
         connector: Connector,
-        sync: Sync,
+        sync: Holder,
         outbox: Outbox,
         report: Callable[[], s.NodeReport],
         opened: Callable[[s.Open, str], None],
@@ -225,9 +238,8 @@ class Session:
         self._removed.clear()
         self.sessions += 1
         log.info("session %s with the master at %s, epoch %d", welcome.session_id, address, welcome.epoch)
-        talk = _Talk(
-            stream, welcome, Assembler(self._sync.position), (welcome.heartbeat_period_ms / 1000) or DEFAULT_PERIOD_S
-        )
+        assembler = Assembler(self._sync.position, self._config.routes)
+        talk = _Talk(stream, welcome, assembler, (welcome.heartbeat_period_ms / 1000) or DEFAULT_PERIOD_S)
         return await self._talk(talk, address)
 
     async def _talk(self, talk: _Talk, address: str) -> Ended:

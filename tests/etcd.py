@@ -112,6 +112,11 @@ class Server:
         assert self._process
         self._process.send_signal(signal.SIGCONT)
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """CPU time that it has used."""
         assert self._process

@@ -35,6 +35,7 @@ class MasterProcess:
     etcd: EtcdServer
     name: str = "master-0"
     settings: dict[str, Any] = field(default_factory=dict)
+    python: tuple[str, ...] = ()  # what comes between the interpreter and the program
 
     def __post_init__(self) -> None:
         self.port, self.http_port = free_port(), free_port()
@@ -60,7 +61,7 @@ class MasterProcess:
         path = self.folder / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump(config))
         self._log = (self.folder / f"{self.name}.log").open("ab")
-        command = [sys.executable, "-m", "shoal.master.main", "--config", str(path)]
+        command = [sys.executable, *self.python, "-m", "shoal.master.main", "--config", str(path)]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
 
     def output(self) -> str:
@@ -111,6 +112,11 @@ class MasterProcess:
                 await asyncio.sleep(0.05)
         self.stop()
         return status
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def cpu_seconds(self) -> float:
         assert self._process is not None

@@ -112,10 +112,7 @@ class Authority:
         `addresses` are IPs and DNS names that a server is reached by. Raises CertificateError."""
         if profile not in PROFILES:
             raise CertificateError(f"no profile {profile!r}: choose one of {', '.join(sorted(PROFILES))}")
-        if not DNS_NAME.fullmatch(name) or len(name) > COMMON_NAME_LIMIT:
-            raise CertificateError(
-                f"the name {name!r} must be at most {COMMON_NAME_LIMIT} lower-case letters, digits, '-' and '.'"
-            )
+        _check_name(name)
         if name == "ca":
             raise CertificateError("the name 'ca' is the authority's own: choose another")
         files = Issued(self.folder / f"{name}.crt", self.folder / f"{name}.key", fresh=False)
@@ -128,6 +125,13 @@ class Authority:
         chain = certificate.public_bytes(serialization.Encoding.PEM)
         _write(files.certificate, chain)
         return Issued(files.certificate, files.key, fresh=True)
+
+    def pair(self, profile: str, name: str) -> tuple[bytes, bytes]:
+        """A certificate and its key as PEM, kept nowhere. Raises CertificateError."""
+        _check_name(name)
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(PROFILES[profile], name, _alternative_names(PROFILES[profile].names), key)
+        return certificate.public_bytes(serialization.Encoding.PEM), _pem(key)
 
     def _fits(self, files: Issued, profile: Profile, name: str, names: list[x509.GeneralName]) -> bool:
         try:
@@ -197,6 +201,13 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _check_name(name: str) -> None:
+    if not DNS_NAME.fullmatch(name) or len(name) > COMMON_NAME_LIMIT:
+        raise CertificateError(
+            f"the name {name!r} must be at most {COMMON_NAME_LIMIT} lower-case letters, digits, '-' and '.'"
+        )
 
 
 def _subject(organization: str, name: str) -> x509.Name:

@@ -52,6 +52,7 @@ VERBS = {
     "image": "Pull, push, load, list and remove images on the nodes.",
     "login": "Keep a registry's password, once a node has tried it.",
     "logout": "Forget a registry's password.",
+    "agent": "Run a node's agent, or many hollow ones to rehearse with.",
     "config": "Choose between clusters.",
     "version": "Show the versions of the command and the cluster.",
     "completion": "Print the completion script for a shell.",
