@@ -28,6 +28,7 @@ def apply_defaults(obj: Any, namespace: str = NAMESPACE) -> None:
         obj.metadata.namespace = namespace
     if isinstance(obj, o.Pod):
         _pod_spec(obj.spec)
+        _host_ports(obj.spec)
         for container in (*obj.spec.initContainers, *obj.spec.containers):
             _requests(container.resources)
     elif isinstance(obj, o.Deployment | o.ReplicaSet):
@@ -45,6 +46,8 @@ def apply_defaults(obj: Any, namespace: str = NAMESPACE) -> None:
         local = obj.provisioner == LOCAL_PROVISIONER
         mode = "WaitForFirstConsumer" if local else "Immediate"
         _set(obj, reclaimPolicy="Delete", volumeBindingMode=mode)
+    elif isinstance(obj, o.PriorityClass):
+        _set(obj, preemptionPolicy="PreemptLowerPriority")
     elif isinstance(obj, o.Namespace):
         obj.metadata.labels["kubernetes.io/metadata.name"] = obj.metadata.name
     elif isinstance(obj, o.Event) and not obj.involvedObject.namespace and obj.involvedObject.kind != "Node":
@@ -79,6 +82,14 @@ def _pod_spec(spec: o.PodSpec) -> None:
         _volume(volume)
     for container in (*spec.initContainers, *spec.containers):
         _container(container)
+
+
+def _host_ports(spec: o.PodSpec) -> None:
+    """On the node's network every port is one of the node's. (Not so in templates, as in Kubernetes.)"""
+    sidecars = (one for one in spec.initContainers if one.restartPolicy == "Always")
+    for container in (*sidecars, *spec.containers) if spec.hostNetwork else ():
+        for port in container.ports:
+            port.hostPort = port.hostPort or port.containerPort
 
 
 def _container(container: o.Container) -> None:

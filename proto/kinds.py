@@ -20,6 +20,9 @@ Object: TypeAlias = (
     | o.PersistentVolume
     | o.PersistentVolumeClaim
     | o.StorageClass
+    | o.PriorityClass
+    | o.PodDisruptionBudget
+    | o.PodGroup
     | o.Death
 )
 
@@ -35,8 +38,11 @@ CLASSES: Mapping[str, type[Object]] = {
     "PersistentVolume": o.PersistentVolume,
     "PersistentVolumeClaim": o.PersistentVolumeClaim,
     "StorageClass": o.StorageClass,
+    "PriorityClass": o.PriorityClass,
+    "PodDisruptionBudget": o.PodDisruptionBudget,
+    "PodGroup": o.PodGroup,
     "Death": o.Death,
 }
 assert CLASSES.keys() == known.API_VERSIONS.keys()
 # The kinds without spec and status.
-Plain: TypeAlias = o.ConfigMap | o.Secret | o.Event | o.StorageClass | o.Death
+Plain: TypeAlias = o.ConfigMap | o.Secret | o.Event | o.StorageClass | o.PriorityClass | o.Death

@@ -21,9 +21,14 @@ API_VERSIONS: Mapping[str, str] = {
     "PersistentVolume": "v1",
     "PersistentVolumeClaim": "v1",
     "StorageClass": "storage.k8s.io/v1",
+    "PriorityClass": "scheduling.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "PodGroup": "scheduling.x-k8s.io/v1alpha1",
     "Death": "shoal.dev/v1",
 }
-CLUSTER_SCOPED = frozenset({"Namespace", "Node", "PersistentVolume", "StorageClass"})
+CLUSTER_SCOPED = frozenset({"Namespace", "Node", "PersistentVolume", "StorageClass", "PriorityClass"})
+# The scheduling profiles that every master has; its configuration may add others.
+PROFILES = ("default-scheduler", "bin-packing", "balanced")
 
 
 def _named(names: str, **hints: str) -> dict[str, str]:
@@ -39,27 +44,24 @@ _VOLUME_PLUGINS = (
     "nfs iscsi gcePersistentDisk awsElasticBlockStore glusterfs rbd flexVolume cinder cephfs flocker fc azureFile"
     " azureDisk vsphereVolume quobyte photonPersistentDisk portworxVolume scaleIO storageos csi"
 )
+_GANG = "make a PodGroup, and give its pods the label scheduling.x-k8s.io/pod-group: NAME"
 _CPU_ONLY = "write requests and limits under the containers' resources"
 
 # message type -> field -> what to do instead ("" when there is nothing to say)
 UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
     "ObjectMeta": _named("", managedFields=_WRITTEN, selfLink=_WRITTEN, clusterName="remove it"),
     "NamespaceStatus": _named("conditions"),
-    "NodeSpec": _named(
-        "podCIDRs providerID configSource externalID",
-        unschedulable='use a taint with effect "NoSchedule" under spec.taints',
-    ),
+    "NodeSpec": _named("podCIDRs providerID configSource externalID"),
     "NodeStatus": _named(
         "phase daemonEndpoints volumesInUse volumesAttached config runtimeHandlers features declaredFeatures"
     ),
     "NodeSystemInfo": _named("systemUUID kubeProxyVersion swap"),
     "PodSpec": _named(
-        "ephemeralContainers dnsPolicy automountServiceAccountToken priorityClassName priority dnsConfig readinessGates"
-        " runtimeClassName enableServiceLinks preemptionPolicy overhead os hostUsers schedulingGates resourceClaims"
-        " hostnameOverride workloadRef schedulingGroup",
-        affinity="use spec.nodeSelector to choose nodes",
-        topologySpreadConstraints="remove it: replicas of one owner are spread over nodes anyway",
-        schedulerName="remove it: there is one scheduler",
+        "ephemeralContainers dnsPolicy automountServiceAccountToken dnsConfig readinessGates enableServiceLinks os"
+        " hostUsers resourceClaims hostnameOverride",
+        runtimeClassName="there is one runtime; spec.overhead may be given without it",
+        workloadRef=_GANG,
+        schedulingGroup=_GANG,
         serviceAccountName="remove it: pods carry no identity towards the API",
         serviceAccount="remove it: pods carry no identity towards the API",
         resources=_CPU_ONLY,
@@ -72,7 +74,6 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
         "clusterTrustBundle podCertificate", serviceAccountToken="remove it: pods carry no identity towards the API"
     ),
     "Lifecycle": _named("stopSignal"),
-    "ContainerPort": _named("hostIP", hostPort="use containerPort and the pod's own address"),
     "ResourceRequirements": _named("claims"),
     "SecurityContext": _named("seLinuxOptions windowsOptions procMount appArmorProfile"),
     "PodSecurityContext": _named(
@@ -89,7 +90,7 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
     "StorageClass": _named("parameters mountOptions allowedTopologies"),
     "Condition": _named("observedGeneration"),
     "PodStatus": _named(
-        "nominatedNodeName ephemeralContainerStatuses resize resourceClaimStatuses"
+        "ephemeralContainerStatuses resize resourceClaimStatuses"
         " extendedResourceClaimStatus allocatedResources resources"
     ),
     "ContainerStatus": _named("allocatedResources allocatedResourcesStatus resources volumeMounts user stopSignal"),
@@ -100,6 +101,11 @@ UNSUPPORTED_FIELDS: Mapping[str, Mapping[str, str]] = {
         strategy="remove it: a changed template is replaced one new pod up, then one old pod down",
     ),
     "DeploymentStatus": _named("terminatingReplicas"),
+    "PodGroupSpec": _named(
+        "queue priorityClassName networkTopology subGroupPolicy",
+        minResources="remove it: what the members request is counted",
+        minTaskMember="use minMember",
+    ),
     "Event": _named("eventTime series action related reportingComponent reportingInstance"),
 }
 _MEANT_WHEN_EMPTY = frozenset({"valueFrom"})  # `valueFrom: {}` is a half-written reference, not nothing
@@ -108,21 +114,16 @@ _MEANT_WHEN_EMPTY = frozenset({"valueFrom"})  # `valueFrom: {}` is a half-writte
 _ONE_BY_ONE = {"maxSurge": 1, "maxUnavailable": 0}
 # message type -> unsupported field -> the values that are so anyway
 HOLDS_ANYWAY: Mapping[str, Mapping[str, Sequence[Any]]] = {
-    "NodeSpec": {"unschedulable": (False,)},
     "PodSpec": {
         "dnsPolicy": ("ClusterFirst",),
         "automountServiceAccountToken": (False,),
         "enableServiceLinks": (True, False),  # there are no services whose variables could be missing
-        "schedulerName": ("default-scheduler",),
         "serviceAccountName": ("default",),
         "serviceAccount": ("default",),
         "hostUsers": (True,),
-        "priority": (0,),
-        "preemptionPolicy": ("PreemptLowerPriority",),
         "os": ({"name": "linux"},),
     },
     "VolumeMount": {"recursiveReadOnly": ("Disabled",)},
-    "ContainerPort": {"hostPort": (0,)},
     "SecurityContext": {"procMount": ("Default",)},
     "PodSecurityContext": {"supplementalGroupsPolicy": ("Merge",)},
     "ReplicaSetSpec": {"minReadySeconds": (0,)},
@@ -152,7 +153,7 @@ OTHER_KINDS: Mapping[str, str] = {
         "apps": "ControllerRevision DaemonSet StatefulSet",
         "batch": "Job CronJob",
         "autoscaling": "HorizontalPodAutoscaler Scale",
-        "policy": "PodDisruptionBudget PodSecurityPolicy",
+        "policy": "PodSecurityPolicy",
         "networking.k8s.io": "Ingress IngressClass NetworkPolicy IPAddress ServiceCIDR",
         "rbac.authorization.k8s.io": "Role RoleBinding ClusterRole ClusterRoleBinding",
         "storage.k8s.io": "VolumeAttachment CSIDriver CSINode CSIStorageCapacity VolumeAttributesClass",
@@ -167,7 +168,7 @@ OTHER_KINDS: Mapping[str, str] = {
         "discovery.k8s.io": "EndpointSlice",
         "flowcontrol.apiserver.k8s.io": "FlowSchema PriorityLevelConfiguration",
         "node.k8s.io": "RuntimeClass",
-        "scheduling.k8s.io": "PriorityClass Workload PodGroup",
+        "scheduling.k8s.io": "Workload",
         "resource.k8s.io": "ResourceClaim ResourceClaimTemplate ResourceSlice DeviceClass DeviceTaintRule"
         " ResourcePoolStatusRequest",
         "authentication.k8s.io": "TokenRequest TokenReview SelfSubjectReview",

@@ -171,7 +171,8 @@ def _group(version: str | None) -> str:
     return (version or "").rpartition("/")[0]
 
 
-_KNOWN_GROUPS = frozenset({"", "extensions"}) | frozenset(known.OTHER_KINDS.values())
+_OUR_GROUPS = frozenset(_group(version) for version in known.API_VERSIONS.values())
+_KNOWN_GROUPS = frozenset({"", "extensions"}) | frozenset(known.OTHER_KINDS.values()) | _OUR_GROUPS
 
 
 def _foreign(kind: str, version: str | None) -> bool:

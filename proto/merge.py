@@ -26,6 +26,8 @@ MERGED_LISTS: Mapping[str, Identify] = {
     "VolumeMount": lambda item: item.mountPath,
     "LocalObjectReference": lambda item: item.name,
     "HostAlias": lambda item: item.ip,
+    "TopologySpreadConstraint": lambda item: (item.topologyKey, item.whenUnsatisfiable),
+    "PodSchedulingGate": lambda item: item.name,
 }
 # Of these the new manifest names one field of several, and the others go, defaults too (retainKeys).
 _ALTERNATIVES = frozenset({"Volume"})

@@ -74,10 +74,10 @@ def _baseline(spec: o.PodSpec, path: str) -> Found:
         if sysctl_name(sysctl.name) not in SAFE_SYSCTLS:
             yield f"{context}.sysctls[{index}].name", f"must be one of {', '.join(SAFE_SYSCTLS)}"
     for where, container in _containers(spec, path):
-        yield from _baseline_container(container, where)
+        yield from _baseline_container(container, where, spec.hostNetwork)
 
 
-def _baseline_container(container: o.Container, path: str) -> Found:
+def _baseline_container(container: o.Container, path: str, host_network: bool) -> Found:
     context = container.securityContext
     if context.privileged:
         yield f"{path}.securityContext.privileged", "is not allowed: remove it"
@@ -86,6 +86,9 @@ def _baseline_container(container: o.Container, path: str) -> Found:
     for index, name in enumerate(context.capabilities.add):
         if name not in BASELINE_CAPABILITIES:
             yield f"{path}.securityContext.capabilities.add[{index}]", f"{name} is not allowed: remove it"
+    for index, port in enumerate(container.ports):
+        if port.hostPort and not host_network:  # which says it already
+            yield f"{path}.ports[{index}].hostPort", "is not allowed: remove it, and reach the pod at its own address"
     for where, host in _asked_hosts(container, path):
         if host:
             yield f"{where}.host", "is not allowed, as the node asks it: remove it, and the pod itself is asked"

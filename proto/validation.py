@@ -8,16 +8,15 @@ from typing import Any
 from shoal.proto import known, names, podsecurity
 from shoal.proto.defaults import apply_defaults
 from shoal.proto.errors import MAX_PROBLEMS, FieldError, join, keyed
-from shoal.proto.rules import storage
-from shoal.proto.rules.base import Report, at_most, say
+from shoal.proto.rules import scheduling, storage
+from shoal.proto.rules.base import Report, say
+from shoal.proto.rules.labels import label_selector, labels
 from shoal.proto.rules.pod import pod_spec, pod_spec_update
 from shoal.proto.selector import from_message
 from shoal.proto.v1 import objects_pb2 as o
 
 MAX_DATA_BYTES = 1024 * 1024  # ConfigMap and Secret
 MAX_ANNOTATION_BYTES = 256 * 1024
-MAX_EXPRESSIONS = 500
-OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 KNOWN_FINALIZERS = frozenset({"foregroundDeletion", "orphan", "kubernetes"})
 LAST_APPLIED = "shoal.dev/last-applied"
 
@@ -53,6 +52,8 @@ def validate_update(old: Any, new: Any) -> list[FieldError]:
         storage.claim_update(old, new, report)
     elif isinstance(new, o.StorageClass):
         storage.storage_class_update(old, new, report)
+    elif isinstance(new, o.PriorityClass):
+        scheduling.priority_class_update(old, new, report)
     elif isinstance(new, o.Deployment | o.ReplicaSet):
         if old.spec.selector != new.spec.selector:
             report(
@@ -103,12 +104,6 @@ def _metadata(metadata: o.ObjectMeta, kind: str, report: Report) -> None:
     for index, finalizer in enumerate(metadata.finalizers):
         if finalizer not in KNOWN_FINALIZERS:
             say(report, f"metadata.finalizers[{index}]", names.not_finalizer(finalizer))
-
-
-def labels(values: Mapping[str, str], path: str, report: Report) -> None:
-    """Checks the keys and values of labels."""
-    for key in sorted(values):
-        say(report, keyed(path, key), names.not_label_key(key) or names.not_label_value(values[key]))
 
 
 def _annotations(values: Mapping[str, str], path: str, report: Report) -> None:
@@ -184,39 +179,11 @@ def _workload(obj: o.Deployment | o.ReplicaSet, report: Report) -> None:
 
 def _selector(spec: o.DeploymentSpec | o.ReplicaSetSpec, report: Report) -> bool:
     """Whether the selector can be used."""
-    selector, problems = spec.selector, 0
+    selector = spec.selector
     if not selector.matchLabels and not selector.matchExpressions:
         report("spec.selector", "is missing: give matchLabels that are among the template's labels")
         return False
-
-    def count(path: str, message: str) -> None:
-        nonlocal problems
-        problems += 1
-        report(path, message)
-
-    _label_selector(selector, "spec.selector", count)
-    return problems == 0
-
-
-def _label_selector(selector: o.LabelSelector, path: str, report: Report) -> None:
-    at_most(selector.matchExpressions, MAX_EXPRESSIONS, f"{path}.matchExpressions", report)
-    labels(selector.matchLabels, f"{path}.matchLabels", report)
-    for index, expression in enumerate(selector.matchExpressions):
-        _expression(expression, f"{path}.matchExpressions[{index}]", report)
-
-
-def _expression(expression: o.LabelSelectorRequirement, path: str, report: Report) -> None:
-    say(report, f"{path}.key", names.not_label_key(expression.key))
-    wrong = names.not_one_of(expression.operator, OPERATORS)
-    if wrong is not None:
-        report(f"{path}.operator", wrong)
-    elif expression.operator in ("In", "NotIn"):
-        if not expression.values:
-            report(f"{path}.values", f"are missing: {expression.operator} needs at least one")
-        for index, value in enumerate(expression.values):
-            say(report, f"{path}.values[{index}]", names.not_label_value(value))
-    elif expression.values:
-        report(f"{path}.values", f"are not used by {expression.operator}: remove them")
+    return label_selector(selector, "spec.selector", report)
 
 
 def _config_map(obj: o.ConfigMap, report: Report) -> None:
@@ -279,7 +246,7 @@ def _event(obj: o.Event, report: Report) -> None:
 def _claim(obj: o.PersistentVolumeClaim, report: Report) -> None:
     storage.claim(obj, report)
     if obj.spec.HasField("selector"):
-        _label_selector(obj.spec.selector, "spec.selector", report)
+        label_selector(obj.spec.selector, "spec.selector", report)
 
 
 def _metadata_only(obj: Any, report: Report) -> None:
@@ -298,5 +265,8 @@ _BY_KIND: Mapping[str, Callable[[Any, Report], None]] = {
     "PersistentVolume": storage.volume,
     "PersistentVolumeClaim": _claim,
     "StorageClass": storage.storage_class,
+    "PriorityClass": scheduling.priority_class,
+    "PodDisruptionBudget": scheduling.disruption_budget,
+    "PodGroup": scheduling.pod_group,
     "Death": _metadata_only,
 }

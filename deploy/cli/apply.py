@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 # What others need comes first, whatever the order in the files.
-ORDER = {"Namespace": 0, "Node": 1, "ConfigMap": 2, "Secret": 2}
+ORDER = {"Namespace": 0, "PriorityClass": 0, "Node": 1, "ConfigMap": 2, "Secret": 2, "PodGroup": 2}
 
 
 @click.command("apply")

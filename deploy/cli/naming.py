@@ -21,6 +21,9 @@ PLURALS: Mapping[str, str] = {
     "PersistentVolume": "persistentvolumes",
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "StorageClass": "storageclasses",
+    "PriorityClass": "priorityclasses",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "PodGroup": "podgroups",
     "Death": "deaths",
 }
 SHORT: Mapping[str, str] = {
@@ -34,6 +37,9 @@ SHORT: Mapping[str, str] = {
     "pv": "PersistentVolume",
     "pvc": "PersistentVolumeClaim",
     "sc": "StorageClass",
+    "pc": "PriorityClass",
+    "pdb": "PodDisruptionBudget",
+    "pg": "PodGroup",
 }
 # The same for kinds that are not supported, so that they are refused by their name.
 _OTHER_SHORT: Mapping[str, str] = {
@@ -44,7 +50,6 @@ _OTHER_SHORT: Mapping[str, str] = {
     "ing": "Ingress",
     "sa": "ServiceAccount",
     "hpa": "HorizontalPodAutoscaler",
-    "pdb": "PodDisruptionBudget",
     "netpol": "NetworkPolicy",
 }
 ALL = ("Pod", "Deployment", "ReplicaSet")  # what `get all` means

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from dataclasses import field as attribute
+from ipaddress import ip_address
 
 from shoal.proto import names
 from shoal.proto.errors import shorten
-from shoal.proto.rules.base import MAX_PORT, Report, at_most, chosen, not_absolute, say
+from shoal.proto.rules.base import MAX_PORT, Report, at_most, chosen, in_range, not_absolute, say
 from shoal.proto.rules.environment import environment
 from shoal.proto.rules.handlers import PROBES, command, hooks, probes
 from shoal.proto.rules.resources import resources
@@ -17,6 +19,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 MAX_CONTAINERS = 100  # of each sort
 MAX_PORTS = 1000
+ANY_ADDRESS = frozenset({"", "0.0.0.0"})  # noqa: S104 -- compared with, never bound to
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 MESSAGE_POLICIES = ("File", "FallbackToLogsOnError")
@@ -29,6 +32,8 @@ class Pod:
     names: Collection[str]  # of all containers
     volumes: Collection[str]  # their names
     grace: int  # seconds
+    host_network: bool = False
+    host_ports: set[tuple[str, str, int]] = attribute(default_factory=set)  # seen so far: hostIP, protocol, port
 
 
 def containers(spec: o.PodSpec, path: str, report: Report) -> None:
@@ -37,7 +42,7 @@ def containers(spec: o.PodSpec, path: str, report: Report) -> None:
         report(f"{path}.containers", "is missing: a pod has at least one container")
     every = [*spec.initContainers, *spec.containers]
     volumes = [volume.name for volume in spec.volumes if volume.name]
-    pod = Pod([one.name for one in every], volumes, spec.terminationGracePeriodSeconds)
+    pod = Pod([one.name for one in every], volumes, spec.terminationGracePeriodSeconds, spec.hostNetwork)
     seen: set[str] = set()
     for field in ("initContainers", "containers"):
         given = getattr(spec, field)
@@ -67,6 +72,9 @@ def _role(container: o.Container, init: bool, path: str, report: Report) -> None
         report(f"{path}.restartPolicy", f"{advice}; or remove it")
     if not init or sidecar:
         return
+    for index, port in enumerate(container.ports):
+        if port.hostPort:
+            report(f"{path}.ports[{index}].hostPort", "is for containers that go on running: remove it")
     for field in chosen(container, ("lifecycle", *PROBES)):
         report(f"{path}.{field}", 'is for containers that go on running: remove it, or set restartPolicy: "Always"')
 
@@ -80,6 +88,8 @@ def _container(container: o.Container, pod: Pod, path: str, report: Report) -> N
     command(container.command, f"{path}.command", report)
     command(container.args, f"{path}.args", report)
     _ports(container.ports, path, report)
+    for index, port in enumerate(container.ports):
+        _host_port(port, pod, f"{path}.ports[{index}]", report)
     environment(container, pod.names, path, report)
     resources(container.resources, f"{path}.resources", report)
     if container.HasField("securityContext"):
@@ -117,6 +127,37 @@ def _ports(ports: Collection[o.ContainerPort], path: str, report: Report) -> Non
             report(where, f"{port.containerPort}/{port.protocol} is given twice: keep one")
         by_name.add(port.name)
         by_number.add(number)
+
+
+def _host_port(port: o.ContainerPort, pod: Pod, path: str, report: Report) -> None:
+    """A port of the node that leads to the container's; a pod on the node's network has the node's ports anyway."""
+    if port.hostIP:
+        say(report, f"{path}.hostIP", _not_node_address(port.hostIP))
+        if not port.hostPort:
+            report(f"{path}.hostIP", "does nothing without hostPort: give one, or remove it")
+    if not port.hostPort:
+        return
+    in_range(port.hostPort, 1, MAX_PORT, f"{path}.hostPort", report)
+    if pod.host_network and port.hostPort != port.containerPort:
+        advice = f"must be {port.containerPort}, the containerPort, as the pod uses the node's network; or remove it"
+        report(f"{path}.hostPort", advice)
+    taken = next((one for one in pod.host_ports if _clash(one, (port.hostIP, port.protocol, port.hostPort))), None)
+    if taken is not None:
+        report(f"{path}.hostPort", f"{port.hostPort}/{port.protocol} is another port's hostPort too: choose another")
+    pod.host_ports.add((port.hostIP, port.protocol, port.hostPort))
+
+
+def _clash(one: tuple[str, str, int], other: tuple[str, str, int]) -> bool:
+    """Whether two host ports are the same; an unset hostIP, or 0.0.0.0, is every address."""
+    return one[1:] == other[1:] and (one[0] == other[0] or not {one[0], other[0]}.isdisjoint(ANY_ADDRESS))
+
+
+def _not_node_address(text: str) -> str | None:
+    try:
+        version = ip_address(text).version
+    except ValueError:
+        return f"{shorten(text)} is not an address of a node, such as 10.1.2.3"
+    return None if version == 4 else f"{shorten(text)} is an IPv6 address: pods have IPv4 addresses only"
 
 
 def _end_and_input(container: o.Container, path: str, report: Report) -> None:

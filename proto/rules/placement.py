@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shoal.proto import names
-from shoal.proto.errors import keyed
 from shoal.proto.rules.base import Report, at_most, say
+from shoal.proto.rules.labels import labels
 from shoal.proto.v1 import objects_pb2 as o
 
 MAX_TERMS = 100
@@ -16,8 +16,7 @@ OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt")
 
 def node_labels(wanted: Mapping[str, str], path: str, report: Report) -> None:
     """A pod's nodeSelector."""
-    for key in sorted(wanted):
-        say(report, keyed(path, key), names.not_label_key(key) or names.not_label_value(wanted[key]))
+    labels(wanted, path, report)
 
 
 def toleration(item: o.Toleration, path: str, report: Report) -> None:
@@ -45,12 +44,17 @@ def node_selector(selector: o.NodeSelector, path: str, report: Report) -> None:
         report(f"{path}.nodeSelectorTerms", "is missing: give at least one term")
     at_most(terms, MAX_TERMS, f"{path}.nodeSelectorTerms", report)
     for index, term in enumerate(terms):
-        where = f"{path}.nodeSelectorTerms[{index}]"
-        at_most(term.matchExpressions, MAX_TERMS, f"{where}.matchExpressions", report)
-        for number, expression in enumerate(term.matchExpressions):
-            _expression(expression, f"{where}.matchExpressions[{number}]", report)
-        for number, field in enumerate(term.matchFields):
-            _field(field, f"{where}.matchFields[{number}]", report)
+        node_term(term, f"{path}.nodeSelectorTerms[{index}]", report)
+
+
+def node_term(term: o.NodeSelectorTerm, path: str, report: Report) -> None:
+    """What one term asks of a node; a term that says nothing matches none, and is fine."""
+    for name in ("matchExpressions", "matchFields"):
+        at_most(getattr(term, name), MAX_TERMS, f"{path}.{name}", report)
+    for number, expression in enumerate(term.matchExpressions):
+        _expression(expression, f"{path}.matchExpressions[{number}]", report)
+    for number, field in enumerate(term.matchFields):
+        _field(field, f"{path}.matchFields[{number}]", report)
 
 
 def _expression(item: o.NodeSelectorRequirement, path: str, report: Report) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 
 from shoal.proto import names
 from shoal.proto.errors import shorten
+from shoal.proto.rules.affinity import affinity, topology_spread
 from shoal.proto.rules.base import Report, at_most, in_range, say
 from shoal.proto.rules.containers import containers
 from shoal.proto.rules.environment import object_name
 from shoal.proto.rules.placement import node_labels, toleration
+from shoal.proto.rules.resources import devices, overhead
+from shoal.proto.rules.scheduling import priority_of_pod
 from shoal.proto.rules.security import pod_context
 from shoal.proto.rules.volumes import volumes
 from shoal.proto.v1 import objects_pb2 as o
@@ -34,10 +37,7 @@ def pod_spec(spec: o.PodSpec, path: str, report: Report) -> None:
         in_range(spec.activeDeadlineSeconds, 1, MAX_DEADLINE_SECONDS, where, report)
     if spec.nodeName:
         say(report, f"{path}.nodeName", names.not_dns_subdomain(spec.nodeName))
-    node_labels(spec.nodeSelector, f"{path}.nodeSelector", report)
-    at_most(spec.tolerations, MAX_TOLERATIONS, f"{path}.tolerations", report)
-    for index, item in enumerate(spec.tolerations):
-        toleration(item, f"{path}.tolerations[{index}]", report)
+    _placement(spec, path, report)
     at_most(spec.imagePullSecrets, MAX_SECRETS, f"{path}.imagePullSecrets", report)
     for index, secret in enumerate(spec.imagePullSecrets):
         object_name(secret.name, f"{path}.imagePullSecrets[{index}].name", report)
@@ -48,6 +48,18 @@ def pod_spec(spec: o.PodSpec, path: str, report: Report) -> None:
     siblings = [one.name for one in (*spec.initContainers, *spec.containers) if one.name]
     volumes(spec.volumes, siblings, f"{path}.volumes", report)
     containers(spec, path, report)
+    devices(spec, path, report)
+
+
+def _placement(spec: o.PodSpec, path: str, report: Report) -> None:
+    node_labels(spec.nodeSelector, f"{path}.nodeSelector", report)
+    at_most(spec.tolerations, MAX_TOLERATIONS, f"{path}.tolerations", report)
+    for index, item in enumerate(spec.tolerations):
+        toleration(item, f"{path}.tolerations[{index}]", report)
+    affinity(spec.affinity, f"{path}.affinity", report)
+    topology_spread(spec.topologySpreadConstraints, f"{path}.topologySpreadConstraints", report)
+    priority_of_pod(spec, path, report)
+    overhead(spec.overhead, f"{path}.overhead", report)
 
 
 def _names_of_hosts(spec: o.PodSpec, path: str, report: Report) -> None:
@@ -70,21 +82,25 @@ def _names_of_hosts(spec: o.PodSpec, path: str, report: Report) -> None:
 
 
 # ---- changes ----
-_OWN_RULES = frozenset({"tolerations", "nodeName", "activeDeadlineSeconds"})
+_OWN_RULES = frozenset({"tolerations", "nodeName", "activeDeadlineSeconds", "schedulingGates"})
 
 
 def pod_spec_update(old: Any, new: Any, report: Report) -> None:
-    """A pod is one-shot: tolerations may be added, and its deadline brought nearer."""
+    """A pod is one-shot: tolerations may be added, its deadline brought nearer, its scheduling gates removed; while
+    gates hold it back, nodeSelector may be added to, and affinity given to a pod that has none."""
     if not all(item in new.tolerations for item in old.tolerations):
         report(
             "spec.tolerations", "of a pod can be added to, not changed or removed: delete the pod and create it anew"
         )
     _deadline_update(old, new, report)
+    gates = [gate for gate in new.schedulingGates if gate not in old.schedulingGates]
+    if gates:
+        report("spec.schedulingGates", f'can only be removed, but "{gates[0].name}" is new: give it at creation')
     if old.nodeName not in ("", new.nodeName):
         report("spec.nodeName", f'cannot be changed: the pod is bound to "{old.nodeName}"')
     for field in o.PodSpec.DESCRIPTOR.fields:
         name = field.name
-        if name in _OWN_RULES:
+        if name in _OWN_RULES or (old.schedulingGates and _tightened(old, new, name)):
             continue
         before, after = getattr(old, name), getattr(new, name)
         present = not field.has_presence or old.HasField(name) == new.HasField(name)
@@ -93,6 +109,13 @@ def pod_spec_update(old: Any, new: Any, report: Report) -> None:
                 "cannot be changed: delete the pod and create it anew, or use a Deployment, which replaces its pods"
             )
             report(f"spec.{name}", advice)
+
+
+def _tightened(old: o.PodSpec, new: o.PodSpec, name: str) -> bool:
+    """Whether the change only narrows down where a gated pod may go."""
+    if name == "affinity":
+        return not old.HasField("affinity")
+    return name == "nodeSelector" and old.nodeSelector.items() <= new.nodeSelector.items()
 
 
 def _deadline_update(old: o.PodSpec, new: o.PodSpec, report: Report) -> None:

@@ -421,8 +421,11 @@ class NodeSpec(_message.Message):
 
     PODCIDR_FIELD_NUMBER: _builtins.int
     TAINTS_FIELD_NUMBER: _builtins.int
+    UNSCHEDULABLE_FIELD_NUMBER: _builtins.int
     podCIDR: _builtins.str
     """written by the master"""
+    unschedulable: _builtins.bool
+    """the node controller keeps the taint node.kubernetes.io/unschedulable in step with it"""
     @_builtins.property
     def taints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Taint]: ...
     def __init__(
@@ -430,10 +433,11 @@ class NodeSpec(_message.Message):
         *,
         podCIDR: _builtins.str = ...,
         taints: _abc.Iterable[Global___Taint] | None = ...,
+        unschedulable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["podCIDR", b"podCIDR", "taints", b"taints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["podCIDR", b"podCIDR", "taints", b"taints", "unschedulable", b"unschedulable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -901,20 +905,28 @@ class ContainerPort(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CONTAINERPORT_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOSTPORT_FIELD_NUMBER: _builtins.int
+    HOSTIP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     containerPort: _builtins.int
     protocol: _builtins.str
     """TCP, UDP, SCTP"""
+    hostPort: _builtins.int
+    """0: none"""
+    hostIP: _builtins.str
+    """"": every address of the node"""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         containerPort: _builtins.int = ...,
         protocol: _builtins.str | None = ...,
+        hostPort: _builtins.int = ...,
+        hostIP: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_protocol", b"_protocol", "protocol", b"protocol"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_protocol", b"_protocol", "containerPort", b"containerPort", "name", b"name", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_protocol", b"_protocol", "containerPort", b"containerPort", "hostIP", b"hostIP", "hostPort", b"hostPort", "name", b"name", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__protocol: _TypeAlias = _typing.Literal["protocol"]  # noqa: Y015
     _WhichOneofArgType__protocol: _TypeAlias = _typing.Literal["_protocol", b"_protocol"]  # noqa: Y015
@@ -2090,6 +2102,285 @@ class Toleration(_message.Message):
 Global___Toleration: _TypeAlias = Toleration  # noqa: Y015
 
 @_typing.final
+class PreferredSchedulingTerm(_message.Message):
+    """---- Placement ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    weight: _builtins.int
+    """1 to 100"""
+    @_builtins.property
+    def preference(self) -> Global___NodeSelectorTerm: ...
+    def __init__(
+        self,
+        *,
+        weight: _builtins.int = ...,
+        preference: Global___NodeSelectorTerm | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preference", b"preference"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preference", b"preference", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreferredSchedulingTerm: _TypeAlias = PreferredSchedulingTerm  # noqa: Y015
+
+@_typing.final
+class NodeAffinity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIREDDURINGSCHEDULINGIGNOREDDURINGEXECUTION_FIELD_NUMBER: _builtins.int
+    PREFERREDDURINGSCHEDULINGIGNOREDDURINGEXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requiredDuringSchedulingIgnoredDuringExecution(self) -> Global___NodeSelector: ...
+    @_builtins.property
+    def preferredDuringSchedulingIgnoredDuringExecution(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreferredSchedulingTerm]: ...
+    def __init__(
+        self,
+        *,
+        requiredDuringSchedulingIgnoredDuringExecution: Global___NodeSelector | None = ...,
+        preferredDuringSchedulingIgnoredDuringExecution: _abc.Iterable[Global___PreferredSchedulingTerm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requiredDuringSchedulingIgnoredDuringExecution", b"requiredDuringSchedulingIgnoredDuringExecution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preferredDuringSchedulingIgnoredDuringExecution", b"preferredDuringSchedulingIgnoredDuringExecution", "requiredDuringSchedulingIgnoredDuringExecution", b"requiredDuringSchedulingIgnoredDuringExecution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeAffinity: _TypeAlias = NodeAffinity  # noqa: Y015
+
+@_typing.final
+class PodAffinityTerm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELSELECTOR_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    TOPOLOGYKEY_FIELD_NUMBER: _builtins.int
+    NAMESPACESELECTOR_FIELD_NUMBER: _builtins.int
+    MATCHLABELKEYS_FIELD_NUMBER: _builtins.int
+    MISMATCHLABELKEYS_FIELD_NUMBER: _builtins.int
+    topologyKey: _builtins.str
+    @_builtins.property
+    def labelSelector(self) -> Global___LabelSelector:
+        """unset: no pod; empty: every pod"""
+
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """together with those of namespaceSelector; neither: the pod's own"""
+
+    @_builtins.property
+    def namespaceSelector(self) -> Global___LabelSelector:
+        """empty: every namespace"""
+
+    @_builtins.property
+    def matchLabelKeys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """stored as written: who reads the term adds `key In (the pod's own value)`"""
+
+    @_builtins.property
+    def mismatchLabelKeys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """likewise `key NotIn (...)`; a key that the pod lacks is left out"""
+
+    def __init__(
+        self,
+        *,
+        labelSelector: Global___LabelSelector | None = ...,
+        namespaces: _abc.Iterable[_builtins.str] | None = ...,
+        topologyKey: _builtins.str = ...,
+        namespaceSelector: Global___LabelSelector | None = ...,
+        matchLabelKeys: _abc.Iterable[_builtins.str] | None = ...,
+        mismatchLabelKeys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["labelSelector", b"labelSelector", "namespaceSelector", b"namespaceSelector"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labelSelector", b"labelSelector", "matchLabelKeys", b"matchLabelKeys", "mismatchLabelKeys", b"mismatchLabelKeys", "namespaceSelector", b"namespaceSelector", "namespaces", b"namespaces", "topologyKey", b"topologyKey"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodAffinityTerm: _TypeAlias = PodAffinityTerm  # noqa: Y015
+
+@_typing.final
+class WeightedPodAffinityTerm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    PODAFFINITYTERM_FIELD_NUMBER: _builtins.int
+    weight: _builtins.int
+    """1 to 100"""
+    @_builtins.property
+    def podAffinityTerm(self) -> Global___PodAffinityTerm: ...
+    def __init__(
+        self,
+        *,
+        weight: _builtins.int = ...,
+        podAffinityTerm: Global___PodAffinityTerm | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["podAffinityTerm", b"podAffinityTerm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["podAffinityTerm", b"podAffinityTerm", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightedPodAffinityTerm: _TypeAlias = WeightedPodAffinityTerm  # noqa: Y015
+
+@_typing.final
+class PodAffinity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIREDDURINGSCHEDULINGIGNOREDDURINGEXECUTION_FIELD_NUMBER: _builtins.int
+    PREFERREDDURINGSCHEDULINGIGNOREDDURINGEXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requiredDuringSchedulingIgnoredDuringExecution(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodAffinityTerm]: ...
+    @_builtins.property
+    def preferredDuringSchedulingIgnoredDuringExecution(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightedPodAffinityTerm]: ...
+    def __init__(
+        self,
+        *,
+        requiredDuringSchedulingIgnoredDuringExecution: _abc.Iterable[Global___PodAffinityTerm] | None = ...,
+        preferredDuringSchedulingIgnoredDuringExecution: _abc.Iterable[Global___WeightedPodAffinityTerm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preferredDuringSchedulingIgnoredDuringExecution", b"preferredDuringSchedulingIgnoredDuringExecution", "requiredDuringSchedulingIgnoredDuringExecution", b"requiredDuringSchedulingIgnoredDuringExecution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodAffinity: _TypeAlias = PodAffinity  # noqa: Y015
+
+@_typing.final
+class PodAntiAffinity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIREDDURINGSCHEDULINGIGNOREDDURINGEXECUTION_FIELD_NUMBER: _builtins.int
+    PREFERREDDURINGSCHEDULINGIGNOREDDURINGEXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requiredDuringSchedulingIgnoredDuringExecution(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodAffinityTerm]: ...
+    @_builtins.property
+    def preferredDuringSchedulingIgnoredDuringExecution(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightedPodAffinityTerm]: ...
+    def __init__(
+        self,
+        *,
+        requiredDuringSchedulingIgnoredDuringExecution: _abc.Iterable[Global___PodAffinityTerm] | None = ...,
+        preferredDuringSchedulingIgnoredDuringExecution: _abc.Iterable[Global___WeightedPodAffinityTerm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preferredDuringSchedulingIgnoredDuringExecution", b"preferredDuringSchedulingIgnoredDuringExecution", "requiredDuringSchedulingIgnoredDuringExecution", b"requiredDuringSchedulingIgnoredDuringExecution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodAntiAffinity: _TypeAlias = PodAntiAffinity  # noqa: Y015
+
+@_typing.final
+class Affinity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODEAFFINITY_FIELD_NUMBER: _builtins.int
+    PODAFFINITY_FIELD_NUMBER: _builtins.int
+    PODANTIAFFINITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodeAffinity(self) -> Global___NodeAffinity: ...
+    @_builtins.property
+    def podAffinity(self) -> Global___PodAffinity: ...
+    @_builtins.property
+    def podAntiAffinity(self) -> Global___PodAntiAffinity: ...
+    def __init__(
+        self,
+        *,
+        nodeAffinity: Global___NodeAffinity | None = ...,
+        podAffinity: Global___PodAffinity | None = ...,
+        podAntiAffinity: Global___PodAntiAffinity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nodeAffinity", b"nodeAffinity", "podAffinity", b"podAffinity", "podAntiAffinity", b"podAntiAffinity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodeAffinity", b"nodeAffinity", "podAffinity", b"podAffinity", "podAntiAffinity", b"podAntiAffinity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Affinity: _TypeAlias = Affinity  # noqa: Y015
+
+@_typing.final
+class TopologySpreadConstraint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAXSKEW_FIELD_NUMBER: _builtins.int
+    TOPOLOGYKEY_FIELD_NUMBER: _builtins.int
+    WHENUNSATISFIABLE_FIELD_NUMBER: _builtins.int
+    LABELSELECTOR_FIELD_NUMBER: _builtins.int
+    MINDOMAINS_FIELD_NUMBER: _builtins.int
+    NODEAFFINITYPOLICY_FIELD_NUMBER: _builtins.int
+    NODETAINTSPOLICY_FIELD_NUMBER: _builtins.int
+    MATCHLABELKEYS_FIELD_NUMBER: _builtins.int
+    maxSkew: _builtins.int
+    topologyKey: _builtins.str
+    whenUnsatisfiable: _builtins.str
+    """DoNotSchedule, ScheduleAnyway"""
+    minDomains: _builtins.int
+    """unset: 1"""
+    nodeAffinityPolicy: _builtins.str
+    """Honor (unset), Ignore"""
+    nodeTaintsPolicy: _builtins.str
+    """Honor, Ignore (unset)"""
+    @_builtins.property
+    def labelSelector(self) -> Global___LabelSelector:
+        """unset: no pod; empty: every pod of the namespace"""
+
+    @_builtins.property
+    def matchLabelKeys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as in PodAffinityTerm"""
+
+    def __init__(
+        self,
+        *,
+        maxSkew: _builtins.int = ...,
+        topologyKey: _builtins.str = ...,
+        whenUnsatisfiable: _builtins.str = ...,
+        labelSelector: Global___LabelSelector | None = ...,
+        minDomains: _builtins.int | None = ...,
+        nodeAffinityPolicy: _builtins.str | None = ...,
+        nodeTaintsPolicy: _builtins.str | None = ...,
+        matchLabelKeys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_minDomains", b"_minDomains", "_nodeAffinityPolicy", b"_nodeAffinityPolicy", "_nodeTaintsPolicy", b"_nodeTaintsPolicy", "labelSelector", b"labelSelector", "minDomains", b"minDomains", "nodeAffinityPolicy", b"nodeAffinityPolicy", "nodeTaintsPolicy", b"nodeTaintsPolicy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_minDomains", b"_minDomains", "_nodeAffinityPolicy", b"_nodeAffinityPolicy", "_nodeTaintsPolicy", b"_nodeTaintsPolicy", "labelSelector", b"labelSelector", "matchLabelKeys", b"matchLabelKeys", "maxSkew", b"maxSkew", "minDomains", b"minDomains", "nodeAffinityPolicy", b"nodeAffinityPolicy", "nodeTaintsPolicy", b"nodeTaintsPolicy", "topologyKey", b"topologyKey", "whenUnsatisfiable", b"whenUnsatisfiable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__minDomains: _TypeAlias = _typing.Literal["minDomains"]  # noqa: Y015
+    _WhichOneofArgType__minDomains: _TypeAlias = _typing.Literal["_minDomains", b"_minDomains"]  # noqa: Y015
+    _WhichOneofReturnType__nodeAffinityPolicy: _TypeAlias = _typing.Literal["nodeAffinityPolicy"]  # noqa: Y015
+    _WhichOneofArgType__nodeAffinityPolicy: _TypeAlias = _typing.Literal["_nodeAffinityPolicy", b"_nodeAffinityPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__nodeTaintsPolicy: _TypeAlias = _typing.Literal["nodeTaintsPolicy"]  # noqa: Y015
+    _WhichOneofArgType__nodeTaintsPolicy: _TypeAlias = _typing.Literal["_nodeTaintsPolicy", b"_nodeTaintsPolicy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minDomains) -> _WhichOneofReturnType__minDomains | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nodeAffinityPolicy) -> _WhichOneofReturnType__nodeAffinityPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nodeTaintsPolicy) -> _WhichOneofReturnType__nodeTaintsPolicy | None: ...
+
+Global___TopologySpreadConstraint: _TypeAlias = TopologySpreadConstraint  # noqa: Y015
+
+@_typing.final
+class PodSchedulingGate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodSchedulingGate: _TypeAlias = PodSchedulingGate  # noqa: Y015
+
+@_typing.final
 class PodSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2108,6 +2399,27 @@ class PodSpec(_message.Message):
             value: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class OverheadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Quantity: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Quantity | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
         _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -2132,6 +2444,14 @@ class PodSpec(_message.Message):
     SUBDOMAIN_FIELD_NUMBER: _builtins.int
     HOSTALIASES_FIELD_NUMBER: _builtins.int
     SETHOSTNAMEASFQDN_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    TOPOLOGYSPREADCONSTRAINTS_FIELD_NUMBER: _builtins.int
+    PRIORITYCLASSNAME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    PREEMPTIONPOLICY_FIELD_NUMBER: _builtins.int
+    SCHEDULINGGATES_FIELD_NUMBER: _builtins.int
+    OVERHEAD_FIELD_NUMBER: _builtins.int
+    SCHEDULERNAME_FIELD_NUMBER: _builtins.int
     restartPolicy: _builtins.str
     """Always, OnFailure, Never"""
     terminationGracePeriodSeconds: _builtins.int
@@ -2144,6 +2464,13 @@ class PodSpec(_message.Message):
     hostname: _builtins.str
     subdomain: _builtins.str
     setHostnameAsFQDN: _builtins.bool
+    priorityClassName: _builtins.str
+    priority: _builtins.int
+    """of a Pod: written at its creation, from its class"""
+    preemptionPolicy: _builtins.str
+    """PreemptLowerPriority, Never; of a Pod: written at its creation likewise"""
+    schedulerName: _builtins.str
+    """a scheduling profile; unset: the cluster's own choice"""
     @_builtins.property
     def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]: ...
     @_builtins.property
@@ -2160,6 +2487,16 @@ class PodSpec(_message.Message):
     def imagePullSecrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocalObjectReference]: ...
     @_builtins.property
     def hostAliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostAlias]: ...
+    @_builtins.property
+    def affinity(self) -> Global___Affinity: ...
+    @_builtins.property
+    def topologySpreadConstraints(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopologySpreadConstraint]: ...
+    @_builtins.property
+    def schedulingGates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodSchedulingGate]: ...
+    @_builtins.property
+    def overhead(self) -> _containers.MessageMap[_builtins.str, Global___Quantity]:
+        """of the pod itself, on top of its containers' requests"""
+
     def __init__(
         self,
         *,
@@ -2182,10 +2519,18 @@ class PodSpec(_message.Message):
         subdomain: _builtins.str = ...,
         hostAliases: _abc.Iterable[Global___HostAlias] | None = ...,
         setHostnameAsFQDN: _builtins.bool | None = ...,
+        affinity: Global___Affinity | None = ...,
+        topologySpreadConstraints: _abc.Iterable[Global___TopologySpreadConstraint] | None = ...,
+        priorityClassName: _builtins.str = ...,
+        priority: _builtins.int | None = ...,
+        preemptionPolicy: _builtins.str | None = ...,
+        schedulingGates: _abc.Iterable[Global___PodSchedulingGate] | None = ...,
+        overhead: _abc.Mapping[_builtins.str, Global___Quantity] | None = ...,
+        schedulerName: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds", "_hostIPC", b"_hostIPC", "_hostNetwork", b"_hostNetwork", "_hostPID", b"_hostPID", "_restartPolicy", b"_restartPolicy", "_setHostnameAsFQDN", b"_setHostnameAsFQDN", "_shareProcessNamespace", b"_shareProcessNamespace", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "activeDeadlineSeconds", b"activeDeadlineSeconds", "hostIPC", b"hostIPC", "hostNetwork", b"hostNetwork", "hostPID", b"hostPID", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "setHostnameAsFQDN", b"setHostnameAsFQDN", "shareProcessNamespace", b"shareProcessNamespace", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds", "_hostIPC", b"_hostIPC", "_hostNetwork", b"_hostNetwork", "_hostPID", b"_hostPID", "_preemptionPolicy", b"_preemptionPolicy", "_priority", b"_priority", "_restartPolicy", b"_restartPolicy", "_schedulerName", b"_schedulerName", "_setHostnameAsFQDN", b"_setHostnameAsFQDN", "_shareProcessNamespace", b"_shareProcessNamespace", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "activeDeadlineSeconds", b"activeDeadlineSeconds", "affinity", b"affinity", "hostIPC", b"hostIPC", "hostNetwork", b"hostNetwork", "hostPID", b"hostPID", "preemptionPolicy", b"preemptionPolicy", "priority", b"priority", "restartPolicy", b"restartPolicy", "schedulerName", b"schedulerName", "securityContext", b"securityContext", "setHostnameAsFQDN", b"setHostnameAsFQDN", "shareProcessNamespace", b"shareProcessNamespace", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds", "_hostIPC", b"_hostIPC", "_hostNetwork", b"_hostNetwork", "_hostPID", b"_hostPID", "_restartPolicy", b"_restartPolicy", "_setHostnameAsFQDN", b"_setHostnameAsFQDN", "_shareProcessNamespace", b"_shareProcessNamespace", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "activeDeadlineSeconds", b"activeDeadlineSeconds", "containers", b"containers", "hostAliases", b"hostAliases", "hostIPC", b"hostIPC", "hostNetwork", b"hostNetwork", "hostPID", b"hostPID", "hostname", b"hostname", "imagePullSecrets", b"imagePullSecrets", "initContainers", b"initContainers", "nodeName", b"nodeName", "nodeSelector", b"nodeSelector", "restartPolicy", b"restartPolicy", "securityContext", b"securityContext", "setHostnameAsFQDN", b"setHostnameAsFQDN", "shareProcessNamespace", b"shareProcessNamespace", "subdomain", b"subdomain", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds", "tolerations", b"tolerations", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds", "_hostIPC", b"_hostIPC", "_hostNetwork", b"_hostNetwork", "_hostPID", b"_hostPID", "_preemptionPolicy", b"_preemptionPolicy", "_priority", b"_priority", "_restartPolicy", b"_restartPolicy", "_schedulerName", b"_schedulerName", "_setHostnameAsFQDN", b"_setHostnameAsFQDN", "_shareProcessNamespace", b"_shareProcessNamespace", "_terminationGracePeriodSeconds", b"_terminationGracePeriodSeconds", "activeDeadlineSeconds", b"activeDeadlineSeconds", "affinity", b"affinity", "containers", b"containers", "hostAliases", b"hostAliases", "hostIPC", b"hostIPC", "hostNetwork", b"hostNetwork", "hostPID", b"hostPID", "hostname", b"hostname", "imagePullSecrets", b"imagePullSecrets", "initContainers", b"initContainers", "nodeName", b"nodeName", "nodeSelector", b"nodeSelector", "overhead", b"overhead", "preemptionPolicy", b"preemptionPolicy", "priority", b"priority", "priorityClassName", b"priorityClassName", "restartPolicy", b"restartPolicy", "schedulerName", b"schedulerName", "schedulingGates", b"schedulingGates", "securityContext", b"securityContext", "setHostnameAsFQDN", b"setHostnameAsFQDN", "shareProcessNamespace", b"shareProcessNamespace", "subdomain", b"subdomain", "terminationGracePeriodSeconds", b"terminationGracePeriodSeconds", "tolerations", b"tolerations", "topologySpreadConstraints", b"topologySpreadConstraints", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__activeDeadlineSeconds: _TypeAlias = _typing.Literal["activeDeadlineSeconds"]  # noqa: Y015
     _WhichOneofArgType__activeDeadlineSeconds: _TypeAlias = _typing.Literal["_activeDeadlineSeconds", b"_activeDeadlineSeconds"]  # noqa: Y015
@@ -2195,8 +2540,14 @@ class PodSpec(_message.Message):
     _WhichOneofArgType__hostNetwork: _TypeAlias = _typing.Literal["_hostNetwork", b"_hostNetwork"]  # noqa: Y015
     _WhichOneofReturnType__hostPID: _TypeAlias = _typing.Literal["hostPID"]  # noqa: Y015
     _WhichOneofArgType__hostPID: _TypeAlias = _typing.Literal["_hostPID", b"_hostPID"]  # noqa: Y015
+    _WhichOneofReturnType__preemptionPolicy: _TypeAlias = _typing.Literal["preemptionPolicy"]  # noqa: Y015
+    _WhichOneofArgType__preemptionPolicy: _TypeAlias = _typing.Literal["_preemptionPolicy", b"_preemptionPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__restartPolicy: _TypeAlias = _typing.Literal["restartPolicy"]  # noqa: Y015
     _WhichOneofArgType__restartPolicy: _TypeAlias = _typing.Literal["_restartPolicy", b"_restartPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__schedulerName: _TypeAlias = _typing.Literal["schedulerName"]  # noqa: Y015
+    _WhichOneofArgType__schedulerName: _TypeAlias = _typing.Literal["_schedulerName", b"_schedulerName"]  # noqa: Y015
     _WhichOneofReturnType__setHostnameAsFQDN: _TypeAlias = _typing.Literal["setHostnameAsFQDN"]  # noqa: Y015
     _WhichOneofArgType__setHostnameAsFQDN: _TypeAlias = _typing.Literal["_setHostnameAsFQDN", b"_setHostnameAsFQDN"]  # noqa: Y015
     _WhichOneofReturnType__shareProcessNamespace: _TypeAlias = _typing.Literal["shareProcessNamespace"]  # noqa: Y015
@@ -2212,7 +2563,13 @@ class PodSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__hostPID) -> _WhichOneofReturnType__hostPID | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preemptionPolicy) -> _WhichOneofReturnType__preemptionPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__restartPolicy) -> _WhichOneofReturnType__restartPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schedulerName) -> _WhichOneofReturnType__schedulerName | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__setHostnameAsFQDN) -> _WhichOneofReturnType__setHostnameAsFQDN | None: ...
     @_typing.overload
@@ -2415,6 +2772,7 @@ class PodStatus(_message.Message):
     OBSERVEDGENERATION_FIELD_NUMBER: _builtins.int
     INITCONTAINERSTATUSES_FIELD_NUMBER: _builtins.int
     HOSTIPS_FIELD_NUMBER: _builtins.int
+    NOMINATEDNODENAME_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """Pending, Running, Succeeded, Failed"""
     message: _builtins.str
@@ -2423,6 +2781,8 @@ class PodStatus(_message.Message):
     podIP: _builtins.str
     qosClass: _builtins.str
     observedGeneration: _builtins.int
+    nominatedNodeName: _builtins.str
+    """where room is being made for it by preemption"""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
         """PodScheduled, Initialized, ContainersReady, Ready"""
@@ -2453,10 +2813,11 @@ class PodStatus(_message.Message):
         observedGeneration: _builtins.int = ...,
         initContainerStatuses: _abc.Iterable[Global___ContainerStatus] | None = ...,
         hostIPs: _abc.Iterable[Global___PodIP] | None = ...,
+        nominatedNodeName: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["startTime", b"startTime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "containerStatuses", b"containerStatuses", "hostIP", b"hostIP", "hostIPs", b"hostIPs", "initContainerStatuses", b"initContainerStatuses", "message", b"message", "observedGeneration", b"observedGeneration", "phase", b"phase", "podIP", b"podIP", "podIPs", b"podIPs", "qosClass", b"qosClass", "reason", b"reason", "startTime", b"startTime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "containerStatuses", b"containerStatuses", "hostIP", b"hostIP", "hostIPs", b"hostIPs", "initContainerStatuses", b"initContainerStatuses", "message", b"message", "nominatedNodeName", b"nominatedNodeName", "observedGeneration", b"observedGeneration", "phase", b"phase", "podIP", b"podIP", "podIPs", b"podIPs", "qosClass", b"qosClass", "reason", b"reason", "startTime", b"startTime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3454,6 +3815,305 @@ class StorageClass(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__volumeBindingMode) -> _WhichOneofReturnType__volumeBindingMode | None: ...
 
 Global___StorageClass: _TypeAlias = StorageClass  # noqa: Y015
+
+@_typing.final
+class PriorityClass(_message.Message):
+    """---- Scheduling (scheduling.k8s.io/v1, policy/v1, scheduling.x-k8s.io/v1alpha1) ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    GLOBALDEFAULT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PREEMPTIONPOLICY_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    kind: _builtins.str
+    value: _builtins.int
+    globalDefault: _builtins.bool
+    description: _builtins.str
+    preemptionPolicy: _builtins.str
+    """PreemptLowerPriority, Never"""
+    @_builtins.property
+    def metadata(self) -> Global___ObjectMeta: ...
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        metadata: Global___ObjectMeta | None = ...,
+        value: _builtins.int | None = ...,
+        globalDefault: _builtins.bool | None = ...,
+        description: _builtins.str = ...,
+        preemptionPolicy: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_globalDefault", b"_globalDefault", "_preemptionPolicy", b"_preemptionPolicy", "_value", b"_value", "globalDefault", b"globalDefault", "metadata", b"metadata", "preemptionPolicy", b"preemptionPolicy", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_globalDefault", b"_globalDefault", "_preemptionPolicy", b"_preemptionPolicy", "_value", b"_value", "apiVersion", b"apiVersion", "description", b"description", "globalDefault", b"globalDefault", "kind", b"kind", "metadata", b"metadata", "preemptionPolicy", b"preemptionPolicy", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__globalDefault: _TypeAlias = _typing.Literal["globalDefault"]  # noqa: Y015
+    _WhichOneofArgType__globalDefault: _TypeAlias = _typing.Literal["_globalDefault", b"_globalDefault"]  # noqa: Y015
+    _WhichOneofReturnType__preemptionPolicy: _TypeAlias = _typing.Literal["preemptionPolicy"]  # noqa: Y015
+    _WhichOneofArgType__preemptionPolicy: _TypeAlias = _typing.Literal["_preemptionPolicy", b"_preemptionPolicy"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__globalDefault) -> _WhichOneofReturnType__globalDefault | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preemptionPolicy) -> _WhichOneofReturnType__preemptionPolicy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___PriorityClass: _TypeAlias = PriorityClass  # noqa: Y015
+
+@_typing.final
+class PodDisruptionBudgetSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINAVAILABLE_FIELD_NUMBER: _builtins.int
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    MAXUNAVAILABLE_FIELD_NUMBER: _builtins.int
+    UNHEALTHYPODEVICTIONPOLICY_FIELD_NUMBER: _builtins.int
+    unhealthyPodEvictionPolicy: _builtins.str
+    """IfHealthyBudget (unset), AlwaysAllow"""
+    @_builtins.property
+    def minAvailable(self) -> Global___IntOrString:
+        """a number of pods or a percentage ("50%"), rounded up"""
+
+    @_builtins.property
+    def selector(self) -> Global___LabelSelector:
+        """unset: no pod; empty: every pod of the namespace"""
+
+    @_builtins.property
+    def maxUnavailable(self) -> Global___IntOrString:
+        """excludes minAvailable"""
+
+    def __init__(
+        self,
+        *,
+        minAvailable: Global___IntOrString | None = ...,
+        selector: Global___LabelSelector | None = ...,
+        maxUnavailable: Global___IntOrString | None = ...,
+        unhealthyPodEvictionPolicy: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_unhealthyPodEvictionPolicy", b"_unhealthyPodEvictionPolicy", "maxUnavailable", b"maxUnavailable", "minAvailable", b"minAvailable", "selector", b"selector", "unhealthyPodEvictionPolicy", b"unhealthyPodEvictionPolicy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_unhealthyPodEvictionPolicy", b"_unhealthyPodEvictionPolicy", "maxUnavailable", b"maxUnavailable", "minAvailable", b"minAvailable", "selector", b"selector", "unhealthyPodEvictionPolicy", b"unhealthyPodEvictionPolicy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__unhealthyPodEvictionPolicy: _TypeAlias = _typing.Literal["unhealthyPodEvictionPolicy"]  # noqa: Y015
+    _WhichOneofArgType__unhealthyPodEvictionPolicy: _TypeAlias = _typing.Literal["_unhealthyPodEvictionPolicy", b"_unhealthyPodEvictionPolicy"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unhealthyPodEvictionPolicy) -> _WhichOneofReturnType__unhealthyPodEvictionPolicy | None: ...
+
+Global___PodDisruptionBudgetSpec: _TypeAlias = PodDisruptionBudgetSpec  # noqa: Y015
+
+@_typing.final
+class PodDisruptionBudgetStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DisruptedPodsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Time: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Time | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OBSERVEDGENERATION_FIELD_NUMBER: _builtins.int
+    DISRUPTEDPODS_FIELD_NUMBER: _builtins.int
+    DISRUPTIONSALLOWED_FIELD_NUMBER: _builtins.int
+    CURRENTHEALTHY_FIELD_NUMBER: _builtins.int
+    DESIREDHEALTHY_FIELD_NUMBER: _builtins.int
+    EXPECTEDPODS_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    observedGeneration: _builtins.int
+    disruptionsAllowed: _builtins.int
+    currentHealthy: _builtins.int
+    desiredHealthy: _builtins.int
+    expectedPods: _builtins.int
+    @_builtins.property
+    def disruptedPods(self) -> _containers.MessageMap[_builtins.str, Global___Time]:
+        """evictions under way, by the pod's name"""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """DisruptionAllowed"""
+
+    def __init__(
+        self,
+        *,
+        observedGeneration: _builtins.int = ...,
+        disruptedPods: _abc.Mapping[_builtins.str, Global___Time] | None = ...,
+        disruptionsAllowed: _builtins.int = ...,
+        currentHealthy: _builtins.int = ...,
+        desiredHealthy: _builtins.int = ...,
+        expectedPods: _builtins.int = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "currentHealthy", b"currentHealthy", "desiredHealthy", b"desiredHealthy", "disruptedPods", b"disruptedPods", "disruptionsAllowed", b"disruptionsAllowed", "expectedPods", b"expectedPods", "observedGeneration", b"observedGeneration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodDisruptionBudgetStatus: _TypeAlias = PodDisruptionBudgetStatus  # noqa: Y015
+
+@_typing.final
+class PodDisruptionBudget(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___ObjectMeta: ...
+    @_builtins.property
+    def spec(self) -> Global___PodDisruptionBudgetSpec: ...
+    @_builtins.property
+    def status(self) -> Global___PodDisruptionBudgetStatus: ...
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        metadata: Global___ObjectMeta | None = ...,
+        spec: Global___PodDisruptionBudgetSpec | None = ...,
+        status: Global___PodDisruptionBudgetStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apiVersion", b"apiVersion", "kind", b"kind", "metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodDisruptionBudget: _TypeAlias = PodDisruptionBudget  # noqa: Y015
+
+@_typing.final
+class PodGroupSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINMEMBER_FIELD_NUMBER: _builtins.int
+    SCHEDULETIMEOUTSECONDS_FIELD_NUMBER: _builtins.int
+    TOPOLOGYKEY_FIELD_NUMBER: _builtins.int
+    minMember: _builtins.int
+    scheduleTimeoutSeconds: _builtins.int
+    """how long a gang may hold room that it cannot use yet"""
+    topologyKey: _builtins.str
+    """Shoal: all members within one domain of this node label"""
+    def __init__(
+        self,
+        *,
+        minMember: _builtins.int | None = ...,
+        scheduleTimeoutSeconds: _builtins.int | None = ...,
+        topologyKey: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_minMember", b"_minMember", "_scheduleTimeoutSeconds", b"_scheduleTimeoutSeconds", "minMember", b"minMember", "scheduleTimeoutSeconds", b"scheduleTimeoutSeconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_minMember", b"_minMember", "_scheduleTimeoutSeconds", b"_scheduleTimeoutSeconds", "minMember", b"minMember", "scheduleTimeoutSeconds", b"scheduleTimeoutSeconds", "topologyKey", b"topologyKey"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__minMember: _TypeAlias = _typing.Literal["minMember"]  # noqa: Y015
+    _WhichOneofArgType__minMember: _TypeAlias = _typing.Literal["_minMember", b"_minMember"]  # noqa: Y015
+    _WhichOneofReturnType__scheduleTimeoutSeconds: _TypeAlias = _typing.Literal["scheduleTimeoutSeconds"]  # noqa: Y015
+    _WhichOneofArgType__scheduleTimeoutSeconds: _TypeAlias = _typing.Literal["_scheduleTimeoutSeconds", b"_scheduleTimeoutSeconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minMember) -> _WhichOneofReturnType__minMember | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scheduleTimeoutSeconds) -> _WhichOneofReturnType__scheduleTimeoutSeconds | None: ...
+
+Global___PodGroupSpec: _TypeAlias = PodGroupSpec  # noqa: Y015
+
+@_typing.final
+class PodGroupStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    SCHEDULED_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    SCHEDULESTARTTIME_FIELD_NUMBER: _builtins.int
+    OCCUPIEDBY_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """Pending, Scheduling, Scheduled, Running, Finished, Failed"""
+    scheduled: _builtins.int
+    """members with a node that have not ended"""
+    running: _builtins.int
+    succeeded: _builtins.int
+    failed: _builtins.int
+    occupiedBy: _builtins.str
+    """the owners of its members: Kind/name"""
+    @_builtins.property
+    def scheduleStartTime(self) -> Global___Time: ...
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        scheduled: _builtins.int = ...,
+        running: _builtins.int = ...,
+        succeeded: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        scheduleStartTime: Global___Time | None = ...,
+        occupiedBy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scheduleStartTime", b"scheduleStartTime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "occupiedBy", b"occupiedBy", "phase", b"phase", "running", b"running", "scheduleStartTime", b"scheduleStartTime", "scheduled", b"scheduled", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodGroupStatus: _TypeAlias = PodGroupStatus  # noqa: Y015
+
+@_typing.final
+class PodGroup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APIVERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    apiVersion: _builtins.str
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___ObjectMeta: ...
+    @_builtins.property
+    def spec(self) -> Global___PodGroupSpec: ...
+    @_builtins.property
+    def status(self) -> Global___PodGroupStatus: ...
+    def __init__(
+        self,
+        *,
+        apiVersion: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        metadata: Global___ObjectMeta | None = ...,
+        spec: Global___PodGroupSpec | None = ...,
+        status: Global___PodGroupStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apiVersion", b"apiVersion", "kind", b"kind", "metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodGroup: _TypeAlias = PodGroup  # noqa: Y015
 
 @_typing.final
 class ProbeRecord(_message.Message):

@@ -193,7 +193,11 @@ def test_nothing_else_of_a_pod_may_change() -> None:
     for field, value in (
         ("volumes", "[{name: v}]"),
         ("initContainers", "[{name: i, image: i}]"),
-        ("hostNetwork", "true"),
+        ("hostPID", "true"),
+        ("schedulerName", "balanced"),
+        ("priorityClassName", "high"),
+        ("overhead", "{cpu: 1}"),
+        ("affinity", "{nodeAffinity: {}}"),
         ("hostname", "h"),
         ("securityContext", "{runAsUser: 1}"),
         ("imagePullSecrets", "[{name: s}]"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shoal.deploy.cli.printers import status, storage
+from shoal.deploy.cli.printers import budgets, status, storage
 from shoal.deploy.cli.printers.lines import Lines, line, rows, several, since
 from shoal.deploy.cli.printers.pods import conditions, last_death, pod_lines, spec_lines
 from shoal.deploy.cli.printers.tables import event_time
@@ -286,5 +286,8 @@ _BODIES: Mapping[str, Callable[[Any, float], Lines]] = {
     "PersistentVolume": _volume,
     "PersistentVolumeClaim": _claim,
     "StorageClass": _class,
+    "PriorityClass": budgets.class_lines,
+    "PodDisruptionBudget": budgets.budget_lines,
+    "PodGroup": budgets.group_lines,
     "Death": _death,
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.deploy.cli.printers import status, storage
+from shoal.deploy.cli.printers import scheduling, status, storage
 from shoal.deploy.cli.printers.text import NONE, age, clean, created_age, pairs
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -179,6 +179,18 @@ COLUMNS: Mapping[str, Columns] = {
         ("NAME", "PROVISIONER", "RECLAIMPOLICY", "VOLUMEBINDINGMODE", "ALLOWVOLUMEEXPANSION", "AGE"),
         (),
         storage.class_row,
+    ),
+    "PriorityClass": Columns(("NAME", "VALUE", "GLOBAL-DEFAULT", "AGE", "PREEMPTIONPOLICY"), (), scheduling.class_row),
+    "PodDisruptionBudget": Columns(
+        ("NAME", "MIN AVAILABLE", "MAX UNAVAILABLE", "ALLOWED DISRUPTIONS", "AGE"),
+        ("HEALTHY", "DESIRED", "EXPECTED", "SELECTOR"),
+        scheduling.budget_row,
+    ),
+    "PodGroup": Columns(
+        ("NAME", "PHASE", "MINMEMBER", "RUNNING", "SUCCEEDED", "FAILED", "AGE"),
+        ("SCHEDULED", "TOPOLOGYKEY", "OCCUPIED-BY"),
+        scheduling.group_row,
+        "PHASE",
     ),
     "Death": Columns(("NAME", "POD", "CONTAINER", "REASON", "EXIT", "AGE"), ("NODE", "CAUSE"), _death, "REASON"),
     "Event": Columns(("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"), ("SOURCE", "NAME"), _event, "TYPE"),
