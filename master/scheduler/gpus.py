@@ -1,0 +1,210 @@
+"""Shared GPUs on plain arrays: what fits, which devices are taken, and how much a placement fragments a node.
+
+A table is `int64[N, G]`: the milli-GPU left of each device, 0 where there is no device. A request is a share below 1000
+milli of one device, or whole devices. The fragmentation of a node is the milli-GPU on it that a pod drawn from the
+typical ones could not use ("Beware of Fragmentation", USENIX ATC 2023, section 3). All sums are exact integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+WHOLE = 1000  # milli of one device
+COVER_PERCENT = 95  # of the pods, by the most popular shapes: the paper's typical pods
+TYPICAL_LIMIT = 128  # shapes; each costs a comparison per node that is scored
+RENEWAL = 8  # the typical shapes are made anew when an eighth of the pods has changed
+QUANTUM = 40  # milli of added fragmentation that count as the same
+CHUNK = 4096  # nodes looked at together: bounds the memory
+CPU_STEP = 1 << 20  # above any node's milli-CPU; more counts as this much
+GPU_STEP = 1 << 16  # above any node's milli-GPU
+
+
+class Want(NamedTuple):
+    """`milli` of each of `number` devices: a share (below 1000, one device) or whole devices; (0, 0) for none."""
+
+    milli: int
+    number: int
+
+    @staticmethod
+    def of(share: int, whole: int) -> Want:
+        """From a class's `gpu_milli` and `gpu_count`, of which one is 0."""
+        return Want(WHOLE, whole) if whole else Want(share, 1 if share else 0)
+
+
+class Shape(NamedTuple):
+    """What a typical pod asks for: milli-CPU, devices, and what limits it to certain nodes (its selector and required
+    affinity; any value that says the same in the same words each time)."""
+
+    cpu: int
+    want: Want
+    where: Hashable = None
+
+
+def fits(left: Ints, want: Want) -> Bools:
+    """`bool[N]`: the nodes with enough devices that have that much left."""
+    found: Bools = np.count_nonzero(left >= max(want.milli, 1), axis=1) >= want.number
+    return found
+
+
+def choose(devices: Sequence[int], want: Want) -> tuple[int, ...]:
+    """The indexes taken on a node that fits: for a share the fitting device with the least left, whole devices from
+    the first free one on; the lowest index among equals."""
+    possible = [index for index, left in enumerate(devices) if left >= want.milli]
+    possible.sort(key=lambda index: devices[index])
+    return tuple(possible[: want.number])
+
+
+def commit(left: Ints, node: int, want: Want, devices: Sequence[int]) -> None:
+    left[node, list(devices)] -= want.milli
+
+
+def undo(left: Ints, node: int, want: Want, devices: Sequence[int]) -> None:
+    left[node, list(devices)] += want.milli
+
+
+def after(left: Ints, want: Want) -> Ints:
+    """A copy of the table with one more such pod on each node; a node that it does not fit on stays as it is."""
+    result = left.copy()
+    if want.number == 0:
+        return result
+    able = left >= want.milli
+    if want.number == 1:
+        rows = np.arange(len(left))
+        best = np.argmin(np.where(able, left, WHOLE + 1), axis=1)
+        result[rows, best] -= np.where(able[rows, best], want.milli, 0)
+        return result
+    taken = able & (np.cumsum(able, axis=1) <= want.number) & fits(left, want)[:, None]
+    result[taken] -= want.milli
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """The most popular shapes of GPU pods, as arrays of length T; `total` is the sum of the weights."""
+
+    cpu: Ints
+    number: Ints  # of devices
+    weight: Ints
+    sizes: Ints  # the distinct milli of the shapes, ascending
+    size: Ints  # each shape's index in `sizes`
+    places: tuple[Hashable, ...]  # the distinct `where` of the shapes: the rows of the access table
+    place: Ints  # each shape's index in `places`
+    total: int
+
+    @staticmethod
+    def of(seen: Mapping[Shape, int]) -> Typical:
+        """Of how often each shape was seen: the most popular that make up 95 % of the pods with GPUs."""
+        popular = sorted(((shape, n) for shape, n in seen.items() if shape.want.number and n > 0), key=_popularity)
+        goal = sum(n for _, n in popular) * COVER_PERCENT
+        kept: list[tuple[Shape, int]] = []
+        covered = 0
+        while covered * 100 < goal and len(kept) < TYPICAL_LIMIT:
+            kept.append(popular[len(kept)])
+            covered += kept[-1][1]
+        return Typical.every(kept)
+
+    @staticmethod
+    def every(kept: Sequence[tuple[Shape, int]]) -> Typical:
+        """Of just these shapes with their weights."""
+        shapes = [shape for shape, _ in kept]
+        sizes = sorted({shape.want.milli for shape in shapes})
+        places = list(dict.fromkeys(shape.where for shape in shapes))
+        return Typical(
+            cpu=_ints(shape.cpu for shape in shapes),
+            number=_ints(shape.want.number for shape in shapes),
+            weight=_ints(n for _, n in kept),
+            sizes=_ints(sizes),
+            size=_ints(sizes.index(shape.want.milli) for shape in shapes),
+            places=tuple(places),
+            place=_ints(places.index(shape.where) for shape in shapes),
+            total=sum(n for _, n in kept),
+        )
+
+
+def _popularity(pair: tuple[Shape, int]) -> tuple[int, int, Want, str]:
+    shape, number = pair
+    return -number, shape.cpu, shape.want, repr(shape.where)
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.array(list(values), dtype=np.int64)
+
+
+class Workload:
+    """Counts the shapes of the pods that hold GPUs now: the scheduler's estimate of what will be asked for next."""
+
+    def __init__(self) -> None:
+        self.typical = Typical.of({})
+        self._seen: dict[Shape, int] = {}
+        self._made_from = 0  # pods
+        self._changes = 0  # pods that came and went since `typical` was made
+
+    def add(self, shape: Shape) -> None:
+        self._count(shape, 1)
+
+    def remove(self, shape: Shape) -> None:
+        self._count(shape, -1)
+
+    def _count(self, shape: Shape, sign: int) -> None:
+        if shape.want.number:
+            number = self._seen.pop(shape, 0) + sign
+            if number:
+                self._seen[shape] = number
+            self._changes += 1
+
+    def refresh(self) -> bool:
+        """True when `typical` was made anew: every score of devices is another one then. It is once the changes are
+        more than an eighth of the pods that it was made from. Between two calls nothing changes."""
+        if self._changes * RENEWAL <= self._made_from:
+            return False
+        self.typical = Typical.of(self._seen)
+        self._made_from, self._changes = sum(self._seen.values()), 0
+        return True
+
+
+def fragmentation(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Ints:
+    """`int64[N]`: the unusable milli-GPU of each node, summed over the typical pods by weight (divide by `total` for
+    the expectation). What is left is unusable for a pod that the node cannot take, and otherwise on the devices with
+    less than the pod asks of one. `access` is `bool[P, N]`: where each of `places` lets a pod go."""
+    parts = [
+        _fragmentation(typical, left[at : at + CHUNK], cpu[at : at + CHUNK], access[:, at : at + CHUNK])
+        for at in range(0, len(left), CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _fragmentation(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Ints:
+    able = left[:, :, None] >= typical.sizes  # node, device, size
+    number = np.count_nonzero(able, axis=1)
+    usable = np.einsum("ng,ngs->ns", left, able)
+    takes = number[:, typical.size] >= typical.number
+    takes &= cpu[:, None] >= typical.cpu
+    takes &= access[typical.place].T
+    used = np.where(takes, usable[:, typical.size], 0) @ typical.weight
+    result: Ints = left.sum(axis=1) * typical.total - used
+    return result
+
+
+def packing(typical: Typical, cpu_wanted: int, want: Want, left: Ints, cpu: Ints, access: Bools) -> Floats:
+    """`float64[N]`, the higher the better, meant for nodes that fit: minus the steps of 40 milli by which a pod's
+    placement makes the node's fragmentation grow; as fractions of a step the GPU and then the CPU that is left, so
+    that among equals the fullest node is best. Exact: a whole number below 2^48 over 2^36."""
+    growth = np.zeros(len(left), dtype=np.int64)
+    if typical.total:
+        both = np.concatenate([left, after(left, want)])
+        spare = np.concatenate([cpu, cpu - cpu_wanted])
+        amounts = fragmentation(typical, both, spare, np.concatenate([access, access], axis=1))
+        growth = (amounts[len(left) :] - amounts[: len(left)]) // (QUANTUM * typical.total)
+    idle = np.minimum(left.sum(axis=1), GPU_STEP - 1)
+    spare = np.clip(cpu, 0, CPU_STEP - 1)
+    value: Floats = -((growth * GPU_STEP + idle) * CPU_STEP + spare) / (GPU_STEP * CPU_STEP)
+    return value
