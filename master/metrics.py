@@ -20,6 +20,7 @@ PHASES = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
 STATUSES = ("True", "False", "Unknown")
 UNITS = {"cpu": "core", "memory": "byte", "ephemeral-storage": "byte", "pods": "integer"}
 SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+VICTIMS = (1, 2, 4, 8, 16, 32, 64)
 LONG_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
 
 
@@ -67,6 +68,18 @@ class Meters:
             registry=registry,
         )
         self._pending = Gauge("scheduler_pending_pods", "Pods that wait for a node.", ["queue"], registry=registry)
+        self._incoming = Counter(
+            "scheduler_queue_incoming_pods",
+            "Pods that got a turn, by the event that gave it to them.",
+            ["queue", "event"],
+            registry=registry,
+        )
+        self._preemptions = Counter(
+            "scheduler_preemption_attempts", "Pods that had others evicted.", registry=registry
+        )
+        self._victims = Histogram(
+            "scheduler_preemption_victims", "Pods that one pod had evicted.", buckets=VICTIMS, registry=registry
+        )
         self._reconciles = Counter(
             "controller_runtime_reconcile",
             "Calls of a controller, by result.",
@@ -105,9 +118,17 @@ class Meters:
     def observe_bound(self, seconds: float) -> None:
         self._sli_seconds.observe(max(seconds, 0.0))
 
-    def pending_pods(self, active: int, backoff: int, unschedulable: int) -> None:
-        for queue, number in (("active", active), ("backoff", backoff), ("unschedulable", unschedulable)):
+    def pending_pods(self, active: int, backoff: int, unschedulable: int, gated: int) -> None:
+        numbers = {"active": active, "backoff": backoff, "unschedulable": unschedulable, "gated": gated}
+        for queue, number in numbers.items():
             self._pending.labels(queue).set(number)
+
+    def incoming(self, event: str, pods: int) -> None:
+        self._incoming.labels("active", event).inc(pods)
+
+    def preempted(self, victims: int) -> None:
+        self._preemptions.inc()
+        self._victims.observe(victims)
 
     # ---- the controllers (loop.LoopMeter) ----
     def reconciled(self, controller: str, result: str, seconds: float) -> None:

@@ -32,6 +32,7 @@ from shoal.master.model import (
 )
 from shoal.master.recorder import Recorder
 from shoal.master.scheduling import SchedulingLoop
+from shoal.master.scheduling.changes import Bind
 from shoal.master.store.memory import Faults, MemoryEtcd
 from shoal.master.store.store import Store
 from shoal.master.store.watch import Subscription
@@ -252,7 +253,7 @@ class Late(World):
     def _concerns(self, change: Change) -> bool:
         if self.kind == "create":
             return isinstance(change, Create) and bool(change.object.metadata.ownerReferences)
-        return isinstance(change, Modify) and "bind" in change.edit.__qualname__
+        return isinstance(change, Modify) and isinstance(change.edit, Bind)
 
 
 @pytest.mark.parametrize("losses", [1, 2])
@@ -303,7 +304,8 @@ class FullOnce:
 async def test_a_reason_that_could_not_be_written_is_told_later() -> None:
     async with leading(MemoryEtcd()) as (store, _port, _leadership):
         m = Master(store)
-        full = m.scheduling.store = FullOnce(store)
+        full = FullOnce(store)
+        m.scheduling = SchedulingLoop(full, m.recorder, Clock(), random.Random(1))
         async with at_work(m):
             await m.create(pod("p", cpu="6"))
             await m.until(lambda: "no nodes" in scheduled(m, "p").message)

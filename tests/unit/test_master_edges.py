@@ -264,7 +264,9 @@ async def test_state_is_shown_in_the_known_names() -> None:
     meters = Meters(registry)
     meters.observe_schedule("scheduled", 3, 0.01)
     meters.observe_bound(0.5)
-    meters.pending_pods(1, 2, 3)
+    meters.pending_pods(1, 2, 3, 4)
+    meters.incoming("NodeAdd", 5)
+    meters.preempted(2)
     meters.reconciled("gc", "ok", 0.001)
     text = generate_latest(registry).decode()
     for line in (
@@ -276,6 +278,10 @@ async def test_state_is_shown_in_the_known_names() -> None:
         'kube_pod_status_phase{namespace="default",phase="Running",pod="we\\"b",uid=""} 1.0',
         'scheduler_schedule_attempts_total{result="scheduled"} 3.0',
         'scheduler_pending_pods{queue="unschedulable"} 3.0',
+        'scheduler_pending_pods{queue="gated"} 4.0',
+        'scheduler_queue_incoming_pods_total{event="NodeAdd",queue="active"} 5.0',
+        "scheduler_preemption_attempts_total 1.0",
+        "scheduler_preemption_victims_sum 2.0",
         "scheduler_pod_scheduling_sli_duration_seconds_count 1.0",
         'controller_runtime_reconcile_total{controller="gc",result="ok"} 1.0',
     ):

@@ -1,0 +1,89 @@
+"""The changes that carry a plan out: what they do to a pod or a claim is decided on committed state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.master.controllers.base import set_condition, terminating
+from shoal.master.model import FINAL_PHASES, Change, Modify, Object, key_of
+from shoal.master.scheduler.core import Binding, Waiting
+from shoal.master.scheduler.explain import same_story
+from shoal.master.volumes import SELECTED_NODE
+from shoal.proto.v1 import objects_pb2 as o
+
+SCHEDULED = "PodScheduled"
+UNSCHEDULABLE = "Unschedulable"
+SCHEDULER_ERROR = "SchedulerError"
+_BOUND = o.Condition(type=SCHEDULED, status="True")
+
+
+def wants_node(pod: o.Pod) -> bool:
+    return not pod.spec.nodeName and not terminating(pod) and pod.status.phase not in FINAL_PHASES
+
+
+@dataclass(slots=True)
+class Bind:
+    """Sets the node, on a pod that still wants one."""
+
+    node: str
+    now: float
+
+    def __call__(self, found: Object) -> bool:
+        if not isinstance(found, o.Pod) or not wants_node(found):
+            return False
+        found.spec.nodeName = self.node
+        set_condition(found.status.conditions, _BOUND, self.now)
+        return True
+
+
+def bind(binding: Binding, now: float) -> Change:
+    return Modify(binding.waiting.key, Bind(binding.node, now), uid=binding.waiting.uid)
+
+
+@dataclass(slots=True)
+class Tell:
+    """Writes why the pod waits; only when the set of reasons is another than the one it says already."""
+
+    message: str
+    now: float
+    reason: str = UNSCHEDULABLE
+
+    def __call__(self, found: Object) -> bool:
+        if not isinstance(found, o.Pod) or not wants_node(found) or told(found, self.message, self.reason):
+            return False
+        condition = o.Condition(type=SCHEDULED, status="False", reason=self.reason, message=self.message)
+        return set_condition(found.status.conditions, condition, self.now)
+
+
+def tell(waiting: Waiting, message: str, now: float, reason: str = UNSCHEDULABLE) -> Change:
+    return Modify(waiting.key, Tell(message, now, reason), uid=waiting.uid)
+
+
+def told(pod: o.Pod, message: str, reason: str = UNSCHEDULABLE) -> bool:
+    for condition in pod.status.conditions:
+        if condition.type == SCHEDULED:
+            return condition.status == "False" and condition.reason == reason and same_story(condition.message, message)
+    return False
+
+
+def select_node(claim: o.PersistentVolumeClaim, node: str) -> Change:
+    """Ties a claim that has no volume yet to a node."""
+
+    def edit(found: Object) -> bool:
+        if not isinstance(found, o.PersistentVolumeClaim) or found.spec.volumeName:
+            return False
+        if SELECTED_NODE in found.metadata.annotations:
+            return False
+        found.metadata.annotations[SELECTED_NODE] = node
+        return True
+
+    return Modify(key_of(claim), edit, uid=claim.metadata.uid)
+
+
+def sentence(bound: int, waiting: Sequence[str]) -> str:
+    """One cycle for the log: what was bound, how many wait anew, and why the first of them does."""
+    parts = [f"bound {bound} {'pod' if bound == 1 else 'pods'}"] if bound else []
+    if waiting:
+        parts.append(f"{len(waiting)} {'pod waits' if len(waiting) == 1 else 'pods wait'} ({waiting[0]})")
+    return ", ".join(parts)
