@@ -224,6 +224,7 @@ def test_a_death_while_probes_run(world: World, kind: str) -> None:
     before = world.ready("p")["status"]["conditions"]
     app, doomed = main_of(world, "p"), victim(world.cluster, kind, "node-1", uid_of(world))
     asked = inside(app, "/v/asked")
+    until_file(asked, "x")
     doomed.die()
     count = len(asked.read_text())
     until(lambda: "" if len(asked.read_text()) > count + 4 else "the probes do not go on", BACK_SECONDS)
