@@ -20,7 +20,7 @@ from shoal.deploy.devcluster.plan import RUN_ROOT, ClusterPlan, load
 from shoal.deploy.devcluster.processes import Process, Register, identify
 
 POLL_SECONDS = 0.1
-COMMAND_SECONDS = 90.0  # longer than any patience of the command
+COMMAND_SECONDS = 180.0  # longer than any patience of the command
 GROUPS, GROUPED = ("image",), 2  # such verbs have two words
 PIDS = Path("/sys/fs/cgroup/pids")  # any hierarchy would do: the runtime joins all of them
 
@@ -30,13 +30,21 @@ class Unmet(AssertionError):
 
 
 def until(problem: Callable[[], str], seconds: float) -> float:
-    """Waits until `problem` is "" and returns the seconds it took. Raises Unmet with the last problem."""
+    """Waits until `problem` is "" and returns the seconds it took. Raises Unmet with the last problem: what it said, or
+    a command of it that failed."""
     start = time.monotonic()
-    while why := problem():
+    while why := _tried(problem):
         if time.monotonic() - start > seconds:
             raise Unmet(f"after {seconds:g} s: {why}")
         time.sleep(POLL_SECONDS)
     return time.monotonic() - start
+
+
+def _tried(problem: Callable[[], str]) -> str:
+    try:
+        return problem()
+    except Unmet as unmet:
+        return str(unmet) or "a command failed"
 
 
 def pids_inside(pid: int) -> list[int]:

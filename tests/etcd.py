@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from shoal.master.model import Fault
 from shoal.master.store.etcd import Etcd, Tls
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 def binary() -> str:
@@ -36,10 +37,19 @@ def binary() -> str:
     return fetched.stdout.strip()
 
 
+PORTS = range(15_000, 32_000)  # below the kernel's own choice (32768 and up), which any connection may take meanwhile
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """One that nobody listens on, and that this run has not been given before."""
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 @dataclass
@@ -90,7 +100,7 @@ class Server:
         finally:
             await client.close()
 
-    def client(self, timeout: float = 2.0) -> Etcd:
+    def client(self, timeout: float = 10.0) -> Etcd:
         return Etcd([self.address], self.tls, timeout)
 
     def kill(self) -> None:

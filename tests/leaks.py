@@ -10,6 +10,7 @@ import pytest
 
 from shoal.deploy.devcluster.leftovers import MARK, listing, wait_clean
 
+PATIENCE_SECONDS = 60.0  # of a busy machine
 __all__ = ["clean_machine", "listing", "nothing_left", "wait_clean"]
 
 
@@ -21,7 +22,7 @@ def nothing_left() -> Iterator[None]:
     try:
         yield
     finally:
-        extra = wait_clean(before)
+        extra = wait_clean(before, PATIENCE_SECONDS)
     assert not extra, f"left behind: {extra}"
 
 

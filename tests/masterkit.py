@@ -35,6 +35,8 @@ from shoal.master.store.memory import Faults, Memory, MemoryEtcd
 from shoal.proto.v1 import session_pb2 as s
 from tests.memory_view import MemoryView
 
+PATIENCE_S = 60.0  # a condition may take
+
 
 class MemoryStore:
     """The store's face; every write is one group. `fault`, when set, is raised by each write."""
@@ -146,7 +148,7 @@ class MemoryStream:
         self._up.put_nowait(None)
 
     async def hear(self) -> s.Down:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             message = await self._down.get()
         assert message is not None
         return message
@@ -163,7 +165,7 @@ class MemoryStream:
 
 async def until(condition: Callable[[], bool], what: str = "the condition") -> None:
     """Waits for a condition, giving the loop its turns."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.001)
     assert condition(), what

@@ -23,7 +23,7 @@ from tests.etcd import free_port
 if TYPE_CHECKING:
     from shoal.proto.v1.cluster_pb2_grpc import ClusterAsyncStub
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
 
 
@@ -96,7 +96,7 @@ class MasterProcess:
         process, self._process = self._process, None
         process.send_signal(number)
         try:
-            status = process.wait(timeout=20)
+            status = process.wait(timeout=START_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()

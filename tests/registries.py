@@ -31,7 +31,7 @@ from tests.devcluster import until
 from tests.etcd import ROOT, free_port
 
 BINARY = ROOT / ".tools/docker-registry/usr/bin/docker-registry"
-START_S = 20.0
+START_S = 90.0
 USER, PASSWORD = "anna", "fish"
 HTPASSWD = f"{USER}:$2b$04$Z5OJ/ONLVaV4RMxzBxtf6esHaxDTHQntN3TmRcd7sHwR4p3YHKFVe\n"
 SERVICE, ISSUER = "test-registry", "test-issuer"
@@ -125,7 +125,7 @@ def _silence(process: subprocess.Popen[bytes], address: str, folder: Path) -> st
 def skopeo(*arguments: str) -> str:
     """Runs skopeo; its standard output."""
     command = ["skopeo", "--insecure-policy", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
 

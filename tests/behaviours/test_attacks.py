@@ -9,7 +9,7 @@ import sys
 
 import yaml
 
-from tests.behaviours.world import Object, World, container, pod, secret
+from tests.behaviours.world import POD_SECONDS, Object, World, container, pod, secret
 from tests.devcluster import until
 
 PROBED = {"exec": {"command": ["true"]}, "periodSeconds": 1}
@@ -34,7 +34,8 @@ def test_b55_a_secret_s_variable_is_on_no_disk_of_the_node_and_in_nobody_s_words
     def died() -> str:
         return "" if "exitCode: 3" in world.shoal("get", "deaths", "-o", "yaml") else "no certificate yet"
 
-    until(died, 30)
+    until(died, POD_SECONDS)
+    world.until("p", "up", lambda _: world.status("p")["state"]["running"])
     assert world.exec("p", "sh", "-c", "echo $PW", container="main") == f"{value}\n"
     assert on_disk(world, "p", value) == []
     for told in (["get", "deaths", "-o", "yaml"], ["describe", "pod", "p"], ["events"], ["why", "pod/p"]):
@@ -68,7 +69,7 @@ def on_a_terminal(world: World, *arguments: str) -> bytes:
         pass
     finally:
         os.close(ours)
-    assert process.wait(60) == 0, seen
+    assert process.wait(POD_SECONDS) == 0, seen
     return seen
 
 
@@ -111,11 +112,11 @@ def test_b5_variables_that_double_each_other_harm_nobody(world: World) -> None:
 
 def test_b15_a_fork_bomb_is_held_and_deleted(world: World) -> None:
     """Its neighbours go on, commands run in them, and it can be deleted."""
-    world.apply(pod("bomb", container("f() { f | f & }; f; sleep 1000")), pod("p", container("sleep 1000")))
+    world.apply(pod("bomb", container("f() { f | f & }; f & exec sleep 1000")), pod("p", container("sleep 1000")))
     world.ready("p")
     world.ready("bomb")
     assert world.exec("p", "echo", "fine") == "fine\n"
-    world.shoal("delete", "pod", "bomb", timeout=60)
+    world.shoal("delete", "pod", "bomb")
     assert world.exec("p", "echo", "fine") == "fine\n"
 
 

@@ -30,14 +30,14 @@ while True:
 """
 ASK = """
 import socket, sys
-tcp = socket.create_connection((sys.argv[1], 7000), 5)
+tcp = socket.create_connection((sys.argv[1], 7000), 30)
 tcp.sendall(b"hi")
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.settimeout(5)
+udp.settimeout(30)
 udp.sendto(b"hi", (sys.argv[1], 7001))
 print(tcp.recv(100).decode(), udp.recv(100).decode())
 """
-SETTLED_SECONDS = 30.0
+SETTLED_SECONDS = 120.0
 
 
 def on(node: str) -> dict[str, str]:

@@ -83,7 +83,8 @@ def test_b10_a_pod_goes_on_as_its_policy_says(world: World, policy: str, code: i
     script = f"test -e /once/x && exec sleep 600; touch /once/x; exit {code}"
     made = container(script, volumeMounts=[{"name": "once", "mountPath": "/once"}])
     world.apply(pod("p", made, restartPolicy=policy, volumes=[{"name": "once", "emptyDir": {}}]))
-    found = world.ready("p")
+    world.until("p", "started again", lambda found: found["status"]["containerStatuses"][0]["restartCount"] == 1)
+    found = world.ready("p")  # the first run may have been ready too, for a moment
     assert found["status"]["phase"] == "Running"
     status = world.status("p")
     assert (status["restartCount"], status["ready"]) == (1, True)

@@ -11,12 +11,23 @@ import signal
 from typing import Any
 
 from tests import images
-from tests.behaviours.world import IMAGE, Object, World, busybox_image, config_map, container, deaths, pod, why
+from tests.behaviours.world import (
+    IMAGE,
+    POD_SECONDS,
+    Object,
+    World,
+    busybox_image,
+    config_map,
+    container,
+    deaths,
+    pod,
+    why,
+)
 from tests.devcluster import until
 
 EAT = "dd if=/dev/zero of=/dev/null bs=64M count=1"  # its buffer is more than the limit
 LIMIT = {"resources": {"limits": {"memory": "16Mi"}}}
-SECONDS = 60.0
+SECONDS = POD_SECONDS
 READY = {"exec": {"command": ["true"]}, "periodSeconds": 1}
 
 
@@ -70,8 +81,8 @@ def test_b16_each_failed_run_has_one_certificate_and_a_good_one_has_none(world: 
     found = deaths(world, count=2)
     assert {(one["container"], one["exitCode"]) for one in found} == {("main", 7)}
     assert [one.get("attempt", 0) for one in found] == list(range(len(found)))
-    said = why(world)
-    assert "CrashLoopBackOff" in said and "it starts again at" in said
+    wanted = ("CrashLoopBackOff", "it starts again at")
+    until(lambda: "" if all(words in (said := why(world)) for words in wanted) else said, SECONDS)
 
 
 def test_b16_a_changed_image_is_told_as_what_is_new(world: World) -> None:
@@ -85,7 +96,7 @@ def test_b16_a_changed_image_is_told_as_what_is_new(world: World) -> None:
     world.shoal("delete", "pod", "p", "--wait")
     token = [{"name": "TOKEN", "value": "hunter2"}]
     world.apply(pod("p", container("id -u; exit 3", image=other, readinessProbe=READY, env=token), **here))
-    death = next(one for one in deaths(world) if one["exitCode"] == 3)
+    death = died_with(world, 3)
     assert death["logTail"] == ["1001"], "it ran from the other image"
     assert death["imageID"] != before
     assert f"image: {IMAGE} -> {other}" in death["changes"]
@@ -105,11 +116,21 @@ def test_b16_a_changed_config_map_is_told_by_its_key(world: World) -> None:
     world.ready("p")
     world.apply(config_map("settings", {"MODE": "better", "OTHER": "same"}))
     until(lambda: restarted_badly(world), SECONDS)
-    death = next(one for one in deaths(world, count=2) if one["exitCode"] == 4)
+    death = died_with(world, 4)
     assert death["changes"] == ["ConfigMap settings: key MODE changed"]
     assert death["logTail"] == ["mode better is unknown"]
     assert "lastHealthyAt" in death
     assert "ConfigMap settings: key MODE changed" in why(world)
+
+
+def died_with(world: World, code: int) -> Object:
+    """The certificate of a run that ended with this code."""
+
+    def found() -> list[Object]:
+        return [one for one in deaths(world, count=0) if one["exitCode"] == code]
+
+    until(lambda: "" if found() else f"nothing has ended with {code}", SECONDS)
+    return found()[0]
 
 
 def restarted_badly(world: World) -> str:
@@ -135,11 +156,15 @@ def test_b16_a_pod_that_is_gone_is_still_explained(world: World) -> None:
 
 def test_b16_a_deleted_pod_is_no_death_unless_it_ignores_its_signal(world: World) -> None:
     world.apply(
-        pod("polite", container("trap 'exit 0' TERM; while :; do sleep 0.1; done")),
-        pod("deaf", container("trap '' TERM; while :; do sleep 0.1; done")),
+        pod(
+            "polite",
+            container("trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done"),
+            terminationGracePeriodSeconds=60,
+        ),
+        pod("deaf", container("trap '' TERM; echo up; while :; do sleep 0.1; done")),
     )
     for name in ("polite", "deaf"):
-        world.phase(name, "Running")
+        world.said(name, "up")
         world.shoal("delete", "pod", name, "--wait")
     (death,) = deaths(world, "deaf")
     assert death["reason"] == "KilledAfterGrace" and death["signal"] == 9
@@ -149,7 +174,7 @@ def test_b16_a_deleted_pod_is_no_death_unless_it_ignores_its_signal(world: World
 
 
 def test_b40_a_deadline_is_the_cause_of_its_deaths(world: World) -> None:
-    world.run(pod("p", container("exec sleep 1000"), activeDeadlineSeconds=2, restartPolicy="Never"))
+    world.run(pod("p", container("exec sleep 1000"), activeDeadlineSeconds=5, restartPolicy="Never"))
     (death,) = deaths(world)
     assert death["reason"] == "DeadlineExceeded"
     assert "activeDeadlineSeconds" in death["cause"] and "DeadlineExceeded" in why(world)
@@ -164,7 +189,7 @@ def test_b16_a_command_that_cannot_be_started_is_a_death_with_the_reason(world: 
 
 def test_b95_an_agent_killed_at_the_same_moment_still_tells_it_once(world: World) -> None:
     world.apply(pod("p", container("echo here; sleep 1; echo gone; exit 5"), restartPolicy="Never"))
-    world.phase("p", "Running")
+    world.until("p", "placed", lambda found: found["spec"]["nodeName"])
     agent = world.cluster.part(f"agent-{world.pod('p')['spec']['nodeName']}")
     assert agent is not None
     until(lambda: "" if "gone" in world.logs("p") else "it still runs", SECONDS)

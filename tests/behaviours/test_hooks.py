@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from tests.behaviours.world import Object, World, container, pod
+from tests.behaviours.world import POD_SECONDS, Object, World, container, pod
 from tests.devcluster import until
 
 WITNESS = "mkdir -p /data; for f in start hook term; do echo fine > /data/$f; done; exec httpd -f -vv -p 8080 -h /data"
-GRACE = 30
+GRACE = 60
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def called(world: World, *paths: str) -> None:
         found = calls(world)
         return "" if [path for path in found if path in paths] == list(paths) else f"calls: {found}"
 
-    until(problem, 30)
+    until(problem, POD_SECONDS)
 
 
 def hooked(script: str, grace: int = GRACE, **lifecycle: Object) -> Object:
@@ -52,11 +52,14 @@ def gone(world: World, name: str = "p") -> None:
     def problem() -> str:
         return "" if world.attempt("get", "pod", name).returncode else f"{name} is still there"
 
-    until(problem, 60)
+    until(problem, POD_SECONDS)
 
 
 def test_b25_post_start_exec_runs_in_the_container_before_it_is_ready(world: World) -> None:
-    hook: Object = {"exec": {"command": ["sh", "-c", "sleep 1; echo $$ > /data/hook; cat /proc/1/comm >> /data/hook"]}}
+    begun = "until grep -q sleep /proc/1/comm; do sleep 0.1; done"
+    hook: Object = {
+        "exec": {"command": ["sh", "-c", f"{begun}; sleep 1; echo $$ > /data/hook; cat /proc/1/comm >> /data/hook"]}
+    }
     world.apply(hooked("exec sleep 1000", postStart=hook, grace=1))
     world.ready("p")
     assert world.exec("p", "cat", "/data/hook").split()[1:] == ["sleep"]
@@ -72,7 +75,7 @@ def test_b25_a_failing_post_start_exec_kills(world: World) -> None:
 def test_b25_a_post_start_that_hangs_keeps_the_pod_unready_and_does_not_hold_up_its_end(world: World) -> None:
     hook: Object = {"exec": {"command": ["sh", "-c", "echo $$ > /data/hook; exec sleep 1000"]}}
     world.apply(hooked("exec sleep 1000", postStart=hook, grace=1))
-    until(lambda: world.attempt("exec", "p", "--", "cat", "/data/hook").stderr, 60)
+    until(lambda: world.attempt("exec", "p", "--", "cat", "/data/hook").stderr, POD_SECONDS)
     assert world.waiting("p", "ContainerCreating") == "", "as the kubelet says until the hook has ended"
     status = world.status("p")
     assert (status["ready"], status["restartCount"]) == (False, 0)
@@ -94,9 +97,9 @@ def test_b26_a_failing_post_start_http_kills(world: World) -> None:
 
 def test_b27_pre_stop_exec_comes_before_term(world: World, witness: str) -> None:
     get = f"wget -q -O /dev/null http://{witness}:8080"
-    script = f"trap '{get}/term; exit 0' TERM; while true; do sleep 0.1; done"
+    script = f"trap '{get}/term; exit 0' TERM; echo up; while true; do sleep 0.1; done"
     world.apply(hooked(script, preStop={"exec": {"command": ["sh", "-c", f"sleep 1; {get}/hook; sleep 1"]}}))
-    world.ready("p")
+    world.said("p", "up")
     world.shoal("delete", "pod", "p", "--wait=false")
     called(world, "/hook", "/term")
     gone(world)
@@ -113,9 +116,9 @@ def test_b27_pre_stop_that_does_not_end_gets_the_grace_and_no_more(world: World)
 
 def test_b28_pre_stop_http_comes_before_term(world: World, witness: str) -> None:
     get = f"wget -q -O /dev/null http://{witness}:8080"
-    script = f"trap '{get}/term; exit 0' TERM; while true; do sleep 0.1; done"
+    script = f"trap '{get}/term; exit 0' TERM; echo up; while true; do sleep 0.1; done"
     world.apply(hooked(script, preStop={"httpGet": {"host": witness, "port": 8080, "path": "/hook"}}))
-    world.ready("p")
+    world.said("p", "up")
     world.shoal("delete", "pod", "p", "--wait=false")
     called(world, "/hook", "/term")
     gone(world)

@@ -12,8 +12,8 @@ import pytest
 
 from tests import images, registries
 from tests.behaviours.conftest import Ports
-from tests.behaviours.world import World, busybox_layer, container, pod
-from tests.devcluster import Cluster
+from tests.behaviours.world import POD_SECONDS, World, busybox_layer, container, pod
+from tests.devcluster import Cluster, until
 from tests.registries import PASSWORD, USER, Running
 
 
@@ -89,5 +89,6 @@ def test_a_private_image_needs_its_secret(world: World, private: Running, tmp_pa
 def test_a_missing_tag_is_said_with_those_that_there_are(world: World, mirror: Running, tmp_path: Path) -> None:
     pushed(tmp_path, mirror.name("team/tags:1.25"), "x")
     world.apply(pod("p", of("registry.test/team/tags:1.26")))
-    said = world.waiting("p", "ErrImagePull") + world.waiting("p", "ImagePullBackOff")
+    said = world.waiting("p", "ImagePullBackOff")
+    until(lambda: "" if "ErrImagePull" in (told := world.shoal("events", "--for", "pod/p")) else told, POD_SECONDS)
     assert "registry.test/team/tags:1.26" in said and "manifest unknown" in said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.behaviours.world import Object, World, container, pod, secret
+from tests.behaviours.world import POD_SECONDS, Object, World, container, pod, secret
 from tests.devcluster import until
 
 
@@ -42,7 +42,7 @@ def reason(world: World, name: str) -> str:
 
 
 def waits_for(world: World, name: str, words: str) -> None:
-    until(lambda: "" if words in reason(world, name) else f"pod {name} says {reason(world, name)!r}", 30)
+    until(lambda: "" if words in reason(world, name) else f"pod {name} says {reason(world, name)!r}", POD_SECONDS)
 
 
 def volumes(world: World) -> list[Object]:
@@ -54,7 +54,7 @@ def volumes(world: World) -> list[Object]:
 def test_a_volume_is_made_where_the_pod_is_placed_and_what_is_on_it_stays(world: World) -> None:
     world.apply(claim("data"))
     assert world.get("pvc", "data")["spec"]["storageClassName"] == "local"
-    assert phase(world) == "Pending"
+    until(lambda: "" if phase(world) == "Pending" else f"phase {phase(world)!r}", POD_SECONDS)
     world.output(with_claim("writer", "echo kept > /data/file"))
     first = world.pod("writer")["spec"]["nodeName"]
     assert phase(world) == "Bound"
@@ -101,7 +101,7 @@ def test_a_claim_in_use_outlives_its_deletion_until_the_pod_has_ended(world: Wor
     world.apply(with_claim("late", "true"))
     waits_for(world, "late", "claim data is being deleted")
     world.shoal("delete", "pod", "user")
-    until(lambda: "" if world.attempt("get", "pvc", "data").returncode else "the claim is still there", 30)
+    until(lambda: "" if world.attempt("get", "pvc", "data").returncode else "the claim is still there", POD_SECONDS)
 
 
 def test_with_the_claim_goes_the_volume_and_its_folder(world: World) -> None:
@@ -111,7 +111,7 @@ def test_with_the_claim_goes_the_volume_and_its_folder(world: World) -> None:
     folders = list(world.cluster.data.rglob(made["metadata"]["name"]))
     assert [(folder / "file").read_text() for folder in folders] == ["secret\n"]
     world.shoal("delete", "pvc", "data")
-    until(lambda: "the volume is still there" if volumes(world) else "", 30)
+    until(lambda: "the volume is still there" if volumes(world) else "", POD_SECONDS)
     assert not [folder for folder in folders if folder.exists()]
 
 
@@ -119,7 +119,7 @@ def test_two_pods_of_one_new_claim_meet_on_its_node(world: World) -> None:
     world.apply(claim("data"), *(with_claim(f"p{n}", "hostname >> /data/all; sleep 60") for n in range(4)))
     nodes = {world.ready(f"p{n}")["spec"]["nodeName"] for n in range(4)}
     assert len(nodes) == 1
-    until(lambda: "" if len(world.exec("p0", "cat", "/data/all").split()) == 4 else "not all have written", 30)
+    until(lambda: "" if len(world.exec("p0", "cat", "/data/all").split()) == 4 else "not all have written", POD_SECONDS)
 
 
 def test_b54_a_secret_that_comes_late_reaches_the_pod_that_waits_for_it(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -12,11 +13,11 @@ from typing import Any
 import yaml
 
 from tests import images
-from tests.devcluster import Cluster, Unmet, until
+from tests.devcluster import COMMAND_SECONDS, Cluster, Unmet, until
 
 BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static
 IMAGE = "busy:1"  # every applet, users root, app (1000) and other (1001); no ENTRYPOINT, CMD `sh`
-POD_SECONDS = 60.0
+POD_SECONDS = 120.0
 _NUMBERS = itertools.count(1)
 
 Object = dict[str, Any]
@@ -97,10 +98,10 @@ class World:
         return str(path)
 
     # ---- the command ----
-    def shoal(self, *arguments: str, timeout: float = 90.0) -> str:
+    def shoal(self, *arguments: str, timeout: float = COMMAND_SECONDS) -> str:
         return self.cluster.shoal(*arguments[:1], "-n", self.namespace, *arguments[1:], timeout=timeout)
 
-    def attempt(self, *arguments: str, timeout: float = 90.0) -> subprocess.CompletedProcess[str]:
+    def attempt(self, *arguments: str, timeout: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
         return self.cluster.attempt(*arguments[:1], "-n", self.namespace, *arguments[1:], timeout=timeout)
 
     def apply(self, *objects: Object) -> str:
@@ -137,13 +138,16 @@ class World:
     def until(
         self, name: str, what: str, condition: Callable[[Object], object], seconds: float = POD_SECONDS
     ) -> Object:
-        """The pod, once `condition` holds of it."""
+        """The pod, once `condition` holds of it; what it looks at may not be there yet."""
         found: Object = {}
 
         def problem() -> str:
             nonlocal found
             found = self.pod(name)
-            return "" if condition(found) else f"pod {name} is not {what}: {found.get('status')}"
+            with contextlib.suppress(KeyError, IndexError):
+                if condition(found):
+                    return ""
+            return f"pod {name} is not {what}: {found.get('status')}"
 
         until(problem, seconds)
         return found
@@ -170,6 +174,15 @@ class World:
 
         found = self.until(name, f"waiting with {reason}", lambda pod: state(pod).get("reason") == reason, seconds)
         return str(state(found).get("message", ""))
+
+    def said(self, name: str, text: str, *arguments: str, whole: bool = False) -> None:
+        """Waits until a container's log has `text` in it, or is it: what runs may not have written yet."""
+
+        def problem() -> str:
+            log = self.logs(name, *arguments)
+            return "" if log == text or (text in log and not whole) else f"the log of {name} is {log[-1000:]!r}"
+
+        until(problem, POD_SECONDS)
 
     def run(self, manifest: Object, *phases: str) -> Object:
         """Applies a pod and waits for its end (or one of `phases`)."""

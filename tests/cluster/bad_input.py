@@ -17,8 +17,8 @@ from tests import images
 NAME = "badin"
 BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static
 APPLETS = ("sh", "sleep", "cat", "echo", "true", "wc")
-WAIT_SECONDS = 40.0
-COMMAND_SECONDS = 110.0
+WAIT_SECONDS = 120.0
+COMMAND_SECONDS = 240.0
 
 
 def busybox(name: str) -> bytes:
@@ -104,7 +104,7 @@ class Shoal:
         self.until(name, lambda state: "running" in state)
 
     def clear(self) -> None:
-        self("delete", "deploy,rs,pods,cm,secrets", "--all", "--force", "--timeout", "60s")
+        self("delete", "deploy,rs,pods,cm,secrets", "--all", "--force", "--timeout", "180s")
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def cluster(folder: Path, *flags: str, name: str = NAME) -> Iterator[Shoal]:
     shoal = Shoal(folder / "config", folder)
     data = str(folder / "data")
     try:
-        shoal("up", "--name", name, "--nodes", "2", "--data", data, "--timeout", "60s", *flags)
+        shoal("up", "--name", name, "--nodes", "2", "--data", data, "--timeout", "180s", *flags)
         shoal("image", "load", shoal.file(busybox("base:1"), "base.tar"))
         yield shoal
     finally:

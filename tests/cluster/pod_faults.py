@@ -16,8 +16,8 @@ from shoal.deploy.devcluster.processes import Process, identify
 from tests.behaviours.world import World
 from tests.devcluster import PIDS, Cluster, until
 
-BACK_SECONDS = 40.0
-HALF_SECONDS = 60.0  # a held blob waits no longer for its other half
+BACK_SECONDS = 120.0
+HALF_SECONDS = 240.0  # a held blob waits no longer for its other half
 
 Fact = tuple[str, int, int]  # run's folder, pid, start ticks
 
@@ -91,10 +91,14 @@ def inside(process: Process, path: str) -> Path:
 def main_of(world: World, name: str, container: str = "main") -> Process:
     """A pod's running container, once the kernel has it."""
     uid = world.pod(name)["metadata"]["uid"]
-    until(
-        lambda: "" if container in firsts(world.cluster, uid) else f"{container} of {name} does not run", BACK_SECONDS
-    )
-    return firsts(world.cluster, uid)[container]
+    found: dict[str, Process] = {}
+
+    def problem() -> str:
+        found.update(firsts(world.cluster, uid))
+        return "" if container in found else f"{container} of {name} does not run"
+
+    until(problem, BACK_SECONDS)
+    return found[container]
 
 
 def restarts(pod: dict[str, Any]) -> dict[str, int]:
@@ -103,14 +107,17 @@ def restarts(pod: dict[str, Any]) -> dict[str, int]:
     return {one["name"]: one["restartCount"] for one in every}
 
 
-def until_file(path: Path, text: str = "", seconds: float = BACK_SECONDS) -> None:
+def until_file(path: Path, text: str = "", *, whole: bool = False) -> None:
+    """Waits until a file has `text` in it, or is it: who writes it may not have come to it yet."""
+
     def problem() -> str:
         try:
-            return "" if text in path.read_text() else f"{path} has no {text!r}: {path.read_text()[-200:]}"
+            seen = path.read_text()
         except OSError as fault:
             return str(fault)
+        return "" if seen == text or (text in seen and not whole) else f"{path}, not {text!r}: {seen[-200:]!r}"
 
-    until(problem, seconds)
+    until(problem, BACK_SECONDS)
 
 
 def until_gone(world: World, name: str) -> None:

@@ -22,6 +22,7 @@ from shoal.deploy.certs.ca import Authority
 from tests import images
 from tests.cluster import bad_input
 from tests.cluster.bad_input import Shoal, config_map, pod
+from tests.devcluster import until
 from tests.leaks import nothing_left
 
 MIB = 1 << 20
@@ -242,8 +243,8 @@ def test_unicode(shoal: Shoal) -> None:
     text = pod(
         "p", command='["sh", "-c", "echo $GREETING; sleep 1000"]', more=', env: [{name: GREETING, value: "żółw 🐢"}]'
     )
-    shoal.apply(text.replace("{name: p}", '{name: p, annotations: {note: "日本語"}}'), "--wait", "--timeout", "60s")
-    assert shoal("logs", "p") == "żółw 🐢\n"
+    shoal.apply(text.replace("{name: p}", '{name: p, annotations: {note: "日本語"}}'), "--wait", "--timeout", "180s")
+    until(lambda: "" if (log := shoal("logs", "p")) == "żółw 🐢\n" else repr(log), bad_input.WAIT_SECONDS)
     assert shoal.pod("p")["metadata"]["annotations"]["note"] == "日本語"
     assert "日本語" in shoal("describe", "pod", "p")
 
@@ -260,7 +261,7 @@ def test_three_hundred_pods_in_one_file(shoal: Shoal) -> None:
 # ---- images ----
 def test_a_missing_image_is_told_and_loaded_later(shoal: Shoal) -> None:
     never = pod("p", image="later:1").replace("image: later:1", "imagePullPolicy: Never, image: later:1")
-    shoal.apply(never, "--wait", "--timeout", "2s", code=3)
+    shoal.apply(never, "--wait", "--timeout", "5s", code=3)
     assert "image later:1 is not on node node-" in shoal.err and "shoal image load" in shoal.err
     waiting = shoal.until("p", lambda state: "waiting" in state)["waiting"]
     assert waiting["reason"] == "ErrImageNeverPull"
@@ -428,7 +429,7 @@ def test_command_line(cluster: Shoal, words: tuple[str, ...], code: int, told: s
 
 
 def test_inside_a_pod(shoal: Shoal) -> None:
-    shoal.apply(pod("p"), "--wait", "--timeout", "60s")
+    shoal.apply(pod("p"), "--wait", "--timeout", "180s")
     shoal("exec", "p", "-c", "nosuch", "--", "true", code=1)
     assert 'pod/p has no container "nosuch": it has main' in shoal.err
     shoal("exec", "p", "--", "nosuch", code=127)
@@ -471,7 +472,7 @@ def test_levels_of_security(shoal: Shoal) -> None:
     shoal.apply(space("baseline") + host, code=1)
     assert "spec.hostPID: is not allowed" in shoal.err and "capabilities" not in shoal.err
     assert "pod/p created" in shoal.apply(space("privileged") + host)
-    shoal("delete", "namespace", "levels", "--force", "--timeout", "60s")
+    shoal("delete", "namespace", "levels", "--force", "--timeout", "180s")
 
 
 def test_a_field_that_cannot_change(shoal: Shoal) -> None:
@@ -482,7 +483,7 @@ def test_a_field_that_cannot_change(shoal: Shoal) -> None:
 
 
 def test_ctrl_c_ends_a_watch_and_a_log(shoal: Shoal) -> None:
-    shoal.apply(pod("p", command='["sh", "-c", "echo ready; sleep 1000"]'), "--wait", "--timeout", "60s")
+    shoal.apply(pod("p", command='["sh", "-c", "echo ready; sleep 1000"]'), "--wait", "--timeout", "180s")
     for words, first in ((["get", "pods", "-w", "-o", "name"], "pod/p\n"), (["logs", "-f", "p"], "ready\n")):
         # What a shell starts in the background ignores SIGINT, and so would all that these tests start.
         command = ["env", "--default-signal=INT", sys.executable, "-m", "shoal.deploy.cli.main", *words]
@@ -491,7 +492,7 @@ def test_ctrl_c_ends_a_watch_and_a_log(shoal: Shoal) -> None:
         with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
             assert running.stdout is not None
             assert running.stdout.readline() == first
-            timer = threading.Timer(30, running.kill)  # so that a failure is one, and no hang
+            timer = threading.Timer(120, running.kill)  # so that a failure is one, and no hang
             timer.start()
             running.send_signal(signal.SIGINT)
             _, err = running.communicate()

@@ -144,8 +144,8 @@ def test_what_only_the_master_can_refuse(shoal: Shoal) -> None:
 
 
 def test_waiting_in_vain_says_why(shoal: Shoal) -> None:
-    shoal("apply", "-f", str(GUESTBOOK), "--wait", "--timeout", "1s", code=3)
-    assert "error: deployment/web not ready after 1s: 0 of 3 ready" in shoal.err
+    shoal("apply", "-f", str(GUESTBOOK), "--wait", "--timeout", "5s", code=3)
+    assert "error: deployment/web not ready after 5s: 0 of 3 ready" in shoal.err
     assert "  pod/redis: 0/0 nodes are available" in shoal.err
     assert "FailedScheduling" in shoal("events", "--for", "pod/redis")
     assert "0/0 nodes are available" in shoal("describe", "pod", "redis")
@@ -153,7 +153,7 @@ def test_waiting_in_vain_says_why(shoal: Shoal) -> None:
 
 def test_scale(shoal: Shoal) -> None:
     shoal("apply", "-f", str(GUESTBOOK))
-    assert shoal("scale", "deploy/web", "--replicas", "0", "--wait", "--timeout", "20s") == "deployment/web scaled\n"
+    assert shoal("scale", "deploy/web", "--replicas", "0", "--wait", "--timeout", "90s") == "deployment/web scaled\n"
     assert shoal.items("pods", "-l", "tier=frontend") == []
     shoal("scale", "deploy/web", "--replicas", "1", "--current-replicas", "5", code=1)
     assert "has 0 replicas now, not 5" in shoal.err
@@ -168,7 +168,7 @@ def test_namespaces(shoal: Shoal) -> None:
     assert len(shoal.items("cm", "-n", "team")) == len(shoal.items("cm", "-A")) == 1
     shoal("apply", "-n", "other", "-f", shoal.file(text), code=1)
     assert 'says namespace "team", but -n says "other"' in shoal.err
-    assert shoal("delete", "ns", "team", "--timeout", "20s") == "namespace/team deleted\n"
+    assert shoal("delete", "ns", "team", "--timeout", "90s") == "namespace/team deleted\n"
     assert shoal.items("cm", "-A") == []
 
 
@@ -186,14 +186,14 @@ def test_watch_shows_changes_until_it_is_interrupted(shoal: Shoal, config: Path)
     environment = os.environ | {"SHOAL_CONFIG": str(config)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as watching:
         assert watching.stdout is not None
-        timer = threading.Timer(30, watching.kill)
+        timer = threading.Timer(120, watching.kill)
         timer.start()
         shoal("apply", "-f", shoal.file(CONFIG_MAP % "x"))
         assert watching.stdout.readline() == "configmap/conf\n"
         shoal("apply", "-f", shoal.file(CONFIG_MAP % "y"))
         assert watching.stdout.readline() == "configmap/conf\n"
         watching.send_signal(2)
-        assert watching.wait(20) == 130
+        assert watching.wait(90) == 130
         timer.cancel()
 
 

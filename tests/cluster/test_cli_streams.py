@@ -20,7 +20,7 @@ from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
-WAIT_SECONDS = 30
+WAIT_SECONDS = 120
 FOLLOWED = "".join(f"line {number}\n" for number in range(20)).encode()
 
 

@@ -29,7 +29,7 @@ from tests.registries import PASSWORD, USER, Odd, Running, refusal, skopeo
 
 NODE_DISK = "128Mi"
 TOO_LARGE = 160 << 20  # bytes of a file that packs to a thousandth, so that it is noticed in the midst of the pull
-POD_SECONDS = 90.0  # the second try comes after ten seconds, the third after twenty more
+POD_SECONDS = 240.0  # the second try comes after ten seconds, the third after twenty more
 
 
 # For the module as a whole: its cluster outlives the single test.

@@ -62,7 +62,7 @@ async def get(url: str) -> tuple[int, str]:
 
 async def retried(call: Any, request: Any) -> Any:
     """As clients do: the same request until it is answered."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 return await call(request)
@@ -74,6 +74,7 @@ async def retried(call: Any, request: Any) -> Any:
 
 async def test_it_starts_serves_and_ends_on_sigterm(masters: list[MasterProcess], tmp_path: Path) -> None:
     master = masters[0]
+    master.settings["heartbeat_ms"] = 60_000  # the node says nothing after its first words
     master.start()
     async with master.channel() as channel, master.channel("node", "n1") as agents:
         stub = stub_of(channel)
@@ -151,7 +152,7 @@ async def test_etcd_away_is_said_and_survived(masters: list[MasterProcess], etcd
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "shoal.master.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_wrong_configuration_is_explained_at_once(tmp_path: Path) -> None:

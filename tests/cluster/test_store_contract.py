@@ -44,7 +44,7 @@ async def put(port: Port, key: bytes, value: bytes = b"v", lease: int = 0) -> in
 async def collect(port: Port, start: bytes, end: bytes, from_revision: int, until: int) -> list[WatchBatch]:
     """Batches with events up to this revision."""
     batches: list[WatchBatch] = []
-    async with asyncio.timeout(20), aclosing(port.watch(start, end, from_revision)) as watch:
+    async with asyncio.timeout(90), aclosing(port.watch(start, end, from_revision)) as watch:
         async for batch in watch:
             if batch.events:
                 batches.append(batch)
@@ -182,7 +182,7 @@ async def test_b99_compacted_history_is_refused_visibly(port: Port) -> None:
 
 async def test_compaction_under_a_watch_that_keeps_up_does_not_harm_it(port: Port) -> None:
     first = await put(port, b"/a", b"1")
-    async with asyncio.timeout(20), aclosing(port.watch(b"/a", b"/b", first)) as watch:
+    async with asyncio.timeout(90), aclosing(port.watch(b"/a", b"/b", first)) as watch:
         assert (await anext(watch)).revision == first
         for _ in range(20):
             revision = await put(port, b"/a")

@@ -22,7 +22,7 @@ from shoal.master.store.store import Store
 from tests.etcd import Proxy, Server, make_tls
 from tests.unit.store_support import pod, pod_key, record_of
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 LONG_TTL_S = 30.0
 
 

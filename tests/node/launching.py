@@ -28,7 +28,7 @@ APPLETS = (
     "sh true false ls cat echo id mount ps sleep env dd stat readlink tail chmod ping hostname touch head wc mkdir "
     "ln rm sort test grep"
 )
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: containers are made for real")
 
 

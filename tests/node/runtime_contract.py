@@ -24,7 +24,7 @@ from shoal.agent.runtime.port import (
     StartError,
 )
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 90.0  # seconds
 
 
 class Node(Protocol):

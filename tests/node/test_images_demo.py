@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(not shutil.which("apt-get"), reason="the demo's images are made from Debian packages"),
 ]
-RUN_TIMEOUT_S = 60
+RUN_TIMEOUT_S = 150
 
 SERVE = """
 set -e

@@ -26,7 +26,7 @@ from tests import images as make
 from tests.images import Member
 
 pytestmark = pytest.mark.root
-TOOL_TIMEOUT_S = 60
+TOOL_TIMEOUT_S = 150
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # net_bind_service, effective
 
 

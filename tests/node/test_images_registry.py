@@ -144,7 +144,7 @@ def put(running: Running, path: str, tag: str, document: dict[str, object], kind
     request = urllib.request.Request(
         f"http://{running.address}/v2/{path}/manifests/{tag}", data, {"Content-Type": kind}, method="PUT"
     )
-    urllib.request.urlopen(request, timeout=10)
+    urllib.request.urlopen(request, timeout=60)
     return oci_writer.digest(data)
 
 

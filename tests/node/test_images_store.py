@@ -21,7 +21,7 @@ from tests.images_contract import ImagesContract
 
 pytestmark = pytest.mark.root
 ARCHITECTURE = "amd64"
-WAIT_S = 30
+WAIT_S = 90
 
 
 def tree(root: Path) -> list[str]:

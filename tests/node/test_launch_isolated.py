@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +19,6 @@ from tests.node.launching import TIMEOUT_S, Host, needs_root, profile, script
 pytestmark = [pytest.mark.root, needs_root]
 RUNTIME = Path(shoal.agent.runtime.launch.__file__).resolve().parent
 DRIVER = Path(__file__).with_name("launch_driver.py")
-MEDIAN_LIMIT_S = 0.15  # far above what is usual, so that a busy machine passes
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def command(host: Host, *argv: str, times: int = 1, **fields: Any) -> list[str]:
 def drive(host: Host, *argv: str, times: int = 1, **fields: Any) -> dict[str, Any]:
     """The driver's answer."""
     line = command(host, *argv, times=times, **fields)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -69,12 +67,9 @@ def test_an_entrypoint_that_names_the_interpreter_does_not_start_it(host: Host) 
     assert answer["error"][2] == 126
 
 
-def test_start_to_exit_is_quick(host: Host) -> None:
+def test_many_starts_in_a_row(host: Host) -> None:
     answer = drive(host, "true", times=30, limits={"memory_bytes": 64 << 20, "pids": 20, "cpu_quota_us": 50_000})
-    median = statistics.median(answer["times"])
-    print(f"start_to_exit_ms={median * 1000:.1f}")
-    assert len(answer["times"]) == 30
-    assert median < MEDIAN_LIMIT_S
+    assert (len(answer["times"]), answer["code"]) == (30, 0)
 
 
 @pytest.mark.parametrize("milliseconds", range(12))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
-import threading
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,7 +180,16 @@ def test_a_magic_link_as_sub_path_is_refused(host: Host) -> None:
     assert "subPath" in error.message
 
 
-SWAP_PAUSE_S = 0.0001
+# Without a pause renames alone can keep a busy machine's look-ups from ending
+SWAP = f"""
+import ctypes, os, sys, time
+exchange = ctypes.CDLL(None).renameat2
+sub, link = (os.fsencode(os.path.join(sys.argv[1], name)) for name in ("sub", "link"))
+print("swapping", flush=True)
+while True:
+    exchange(-100, sub, -100, link, {RENAME_EXCHANGE})
+    time.sleep(0.0001)
+"""
 
 
 def test_a_sub_path_that_is_swapped_meanwhile(host: Host, volume: Path) -> None:
@@ -189,29 +197,25 @@ def test_a_sub_path_that_is_swapped_meanwhile(host: Host, volume: Path) -> None:
     (volume / "real").mkdir()
     (volume / "link").symlink_to("/")
     (volume / "sub").mkdir()
-    stop = threading.Event()
+    # A process, not a thread: a launch is a fork, and what a thread holds then stays locked in the child for ever
+    with subprocess.Popen([sys.executable, "-S", "-c", SWAP, volume], stdout=subprocess.PIPE) as swapper:
+        try:
+            assert swapper.stdout is not None
+            assert swapper.stdout.readline() == b"swapping\n"
+            look_25_times(host, volume)
+        finally:
+            swapper.kill()
 
-    exchange = ctypes.CDLL(None).renameat2
 
-    def swap() -> None:
-        while not stop.is_set():
-            exchange(-100, os.fsencode(volume / "sub"), -100, os.fsencode(volume / "link"), RENAME_EXCHANGE)
-            stop.wait(SWAP_PAUSE_S)  # without a pause renames alone can keep a busy machine's look-ups from ending
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        for _ in range(25):
-            try:
-                run = host.run("ls", "/v", mounts=[mount(volume, "/v", sub_path="sub")])
-            except Exception as error:
-                assert "subPath" in str(error)
-            else:
-                assert "proc" not in run.out.split()
-                assert "root" not in run.out.split()
-    finally:
-        stop.set()
-        thread.join()
+def look_25_times(host: Host, volume: Path) -> None:
+    for _ in range(25):
+        try:
+            run = host.run("ls", "/v", mounts=[mount(volume, "/v", sub_path="sub")])
+        except Exception as error:
+            assert "subPath" in str(error)
+        else:
+            assert "proc" not in run.out.split()
+            assert "root" not in run.out.split()
 
 
 # ---- propagation ----

@@ -25,7 +25,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 HOST = "127.0.0.1"
 ID = ContainerID("pod", "main", 0)
-PATIENCE = 30.0
+PATIENCE = 90.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Reply = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 

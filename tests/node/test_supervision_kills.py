@@ -15,7 +15,7 @@ from shoal.agent.runtime import cgroups, records
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.port import ContainerID, ContainerState, RuntimeFault, RuntimeGone, StartError
 from tests.node.runtime_contract import until_exit
-from tests.node.supervision_world import World, ended, persistent, state_of, until
+from tests.node.supervision_world import PATIENCE, World, ended, persistent, state_of, until
 
 TICKER = "n=0; while true; do n=$((n+1)); echo tick $n; sleep 0.02; done"
 ON_TERM = "trap 'exit 7' TERM; echo ready; while true; do sleep 0.02; done"
@@ -63,7 +63,7 @@ async def test_a_lost_spawner_is_heard_of_at_once(world: World) -> None:
         events = client.events()
         kill(world.spawner_pid())
         with pytest.raises(RuntimeGone):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await anext(events)
         assert await state_of(client, before.id) == before
 
@@ -256,7 +256,7 @@ async def test_an_exec_outlives_its_supervisor(world: World) -> None:
         await replaced(world, state.id.pod_uid, old)
         await stream.write(b"words\n")
         assert await stream.read() == ("stdout", b"got words\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             assert await stream.wait() == 5
         await stream.close()
 
@@ -304,7 +304,7 @@ async def test_kills_at_random_moments(world: World) -> None:
 
 async def stopped(client: Client, id: ContainerID) -> ContainerState:
     """Sends TERM until the end: the first may come before the shell has set its trap, and PID 1 ignores it then."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while True:
             await persistent(lambda: client.signal(id, signal.SIGTERM))
             state = await state_of(client, id)

@@ -15,7 +15,7 @@ import pytest
 from shoal.agent.runtime.client import Client
 from shoal.agent.runtime.logs import rotated
 from shoal.agent.runtime.port import ContainerSpec, ContainerState, Limits, RuntimeFault
-from tests.node.supervision_world import World, ended, until
+from tests.node.supervision_world import PATIENCE, World, ended, until
 
 MIB = 1 << 20
 
@@ -204,7 +204,7 @@ async def test_a_terminal(world: World) -> None:
         await stream.resize(40, 100)
         await stream.write(b"hello\n")
         output = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while (piece := await stream.read())[0] != "end":
                 output += piece[1]
             assert await stream.wait() == 3

@@ -15,7 +15,7 @@ import pytest
 from shoal.agent.runtime import cgroups, wire
 from shoal.agent.runtime.port import ContainerID, Exited
 from shoal.agent.runtime.settings import Settings
-from tests.node.supervision_world import World, ended, persistent, state_of, until
+from tests.node.supervision_world import PATIENCE, World, ended, persistent, state_of, until
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSHARE = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child"]
@@ -27,7 +27,7 @@ def test_a_pod_lives_inside_a_node_of_namespaces(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ async def test_every_agent_hears_of_exits(world: World) -> None:
         readers = [first.events(), second.events()]
         await first.start(world.spec(pod, "exit 5"))
         for reader in readers:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 async for event in reader:
                     if isinstance(event, Exited):
                         assert event.exit.code == 5
@@ -189,11 +189,11 @@ def test_settings_are_found_wanting_before_anything_starts(tmp_path: Path) -> No
     for content, text in (("{", "is not JSON"), ('{"run": "/r"}', "is missing")):
         config.write_text(content)
         argv = [sys.executable, "-S", "-E", "-I", str(boot), "spawner", "--config", str(config)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 1
         assert text in done.stderr
         assert "Traceback" not in done.stderr
-    done = subprocess.run(argv[:-2], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(argv[:-2], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, "usage" in done.stderr) == (2, True)
     with pytest.raises(TypeError):
         Settings()  # type: ignore[call-arg]

@@ -35,7 +35,7 @@ from tests.volumes_contract import POD, VolumesContract, files
 pytestmark = pytest.mark.root
 GROUP = 2345
 MIB = 1 << 20
-WAIT_S = 30
+WAIT_S = 90
 
 
 @pytest.fixture(autouse=True)
