@@ -42,7 +42,7 @@ check: venv
 	@$(VENV)/bin/pytest -q -m "not slow" tests/meta tests/unit
 
 test: setup-test venv
-	@bash tests/run.sh
+	@$(PY) -m tests.stages
 
 test-kill: setup-test venv
 	@$(PY) -m tests.kill
