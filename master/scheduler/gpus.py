@@ -145,8 +145,9 @@ class Workload:
     def __init__(self) -> None:
         self.typical = Typical.of({})
         self._seen: dict[Shape, int] = {}
+        self._then: dict[Shape, int] = {}  # what was seen when `typical` was made
         self._made_from = 0  # pods
-        self._changes = 0  # pods that came and went since `typical` was made
+        self._apart = 0  # how far what is seen is from that: the differences per shape, summed
 
     def add(self, shape: Shape) -> None:
         self._count(shape, 1)
@@ -156,18 +157,20 @@ class Workload:
 
     def _count(self, shape: Shape, sign: int) -> None:
         if shape.want.number:
-            number = self._seen.pop(shape, 0) + sign
-            if number:
-                self._seen[shape] = number
-            self._changes += 1
+            then, now = self._then.get(shape, 0), self._seen.pop(shape, 0)
+            if now + sign:
+                self._seen[shape] = now + sign
+            self._apart += abs(now + sign - then) - abs(now - then)
 
     def refresh(self) -> bool:
-        """True when `typical` was made anew: every score of devices is another one then. It is once the changes are
-        more than an eighth of the pods that it was made from. Between two calls nothing changes."""
-        if self._changes * RENEWAL <= self._made_from:
+        """True when `typical` was made anew: every score of devices is another one then. It is once what is seen
+        differs by more than an eighth of the pods that it was made from; what came and went again is no difference.
+        Between two calls nothing changes."""
+        if self._apart * RENEWAL <= self._made_from:
             return False
         self.typical = Typical.of(self._seen)
-        self._made_from, self._changes = sum(self._seen.values()), 0
+        self._then = dict(self._seen)
+        self._made_from, self._apart = sum(self._seen.values()), 0
         return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 from hypothesis import given
@@ -119,7 +120,7 @@ def test_a_workload_forgets_what_went(steps: list[tuple[bool, Shape]]) -> None:
     """Whatever came and went: the typical pods are those of the pods that are there, once an eighth has changed."""
     workload = gpus.Workload()
     there: list[Shape] = []
-    made_of = changes = 0
+    then: Counter[Shape] = Counter()
     for comes, shape in steps:
         if comes or shape not in there:
             there.append(shape)
@@ -127,15 +128,15 @@ def test_a_workload_forgets_what_went(steps: list[tuple[bool, Shape]]) -> None:
         else:
             there.remove(shape)
             workload.remove(shape)
-        changes += 1 if shape.want.number else 0
-        with_gpus = [one for one in there if one.want.number]
+        with_gpus = Counter(one for one in there if one.want.number)
+        apart = sum(abs(with_gpus[one] - then[one]) for one in with_gpus | then)
         before = workload.typical
         if workload.refresh():
-            assert changes * 8 > made_of
-            made_of, changes = len(with_gpus), 0
-            expected = popular({one: with_gpus.count(one) for one in with_gpus})
+            assert apart * 8 > then.total()
+            then = with_gpus
+            expected = popular(dict(with_gpus))
             assert workload.typical.weight.tolist() == [number for _, number in expected]
             assert workload.typical.cpu.tolist() == [one.cpu for one, _ in expected]
         else:
-            assert changes * 8 <= made_of
+            assert apart * 8 <= then.total()
             assert workload.typical is before
