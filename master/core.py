@@ -20,6 +20,7 @@ from shoal.master.api.service import ClusterService
 from shoal.master.controllers.base import Said
 from shoal.master.controllers.deaths import KEPT_SECONDS
 from shoal.master.controllers.node import SWEEP, Beats
+from shoal.master.controllers.priorities import system_classes
 from shoal.master.controllers.registry import all_controllers
 from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
 from shoal.master.dispatcher.dispatcher import Dispatcher
@@ -140,15 +141,19 @@ class Master:
             if self.store.view.get("Namespace", "", name) is None:
                 namespace = o.Namespace(apiVersion="v1", kind="Namespace")
                 namespace.metadata.name = name
-                namespace.metadata.uid = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+                namespace.metadata.uid = self._new_uid()
                 namespace.metadata.generation = 1
                 namespace.metadata.creationTimestamp.seconds = int(self._now())
                 namespace.status.phase = "Active"
                 changes.append(Create(namespace))
         changes.append(Modify(Key("Namespace", "", SYSTEM_NAMESPACE), _mark_storage_made))
+        changes += [Create(found) for found in system_classes(self.store.view, self._new_uid, int(self._now()))]
         for result in await self.store.write(changes):
             if isinstance(result, Fault):
                 raise result
+
+    def _new_uid(self) -> str:
+        return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
 
     def _storage_class(self) -> list[Change]:
         """The class of local volumes, made once in a cluster's life: who deletes it does not want it."""
@@ -157,8 +162,7 @@ class Master:
             return []
         if self.store.view.get("StorageClass", "", volumes.LOCAL_CLASS) is not None:
             return []
-        uid = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
-        return [Create(volumes.local_class(uid, int(self._now())))]
+        return [Create(volumes.local_class(self._new_uid(), int(self._now())))]
 
     # ---- who answers: the adapters' questions ----
     def leading(self) -> ClusterService | None:

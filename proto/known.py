@@ -27,8 +27,6 @@ API_VERSIONS: Mapping[str, str] = {
     "Death": "shoal.dev/v1",
 }
 CLUSTER_SCOPED = frozenset({"Namespace", "Node", "PersistentVolume", "StorageClass", "PriorityClass"})
-# The scheduling profiles that every master has; its configuration may add others.
-PROFILES = ("default-scheduler", "bin-packing", "balanced")
 
 
 def _named(names: str, **hints: str) -> dict[str, str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from shoal.master import volumes
-from shoal.master.api import podsecurity
+from shoal.master.api import placement, podsecurity
 from shoal.master.api.faults import Forbidden, Invalid, invalid_object
+from shoal.master.controllers import priorities
 from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, Object, TooLarge, View, key_of
+from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.proto import known
 from shoal.proto.defaults import apply_defaults
 from shoal.proto.kinds import Plain
-from shoal.proto.qos import qos_class
 from shoal.proto.references import LOCAL_FINALIZER, VOLUME_PROTECTION
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
@@ -104,8 +106,8 @@ def normal_key(key: c.Key) -> Key:
     return Key(key.kind, key.namespace or DEFAULT_NAMESPACE, key.name)
 
 
-def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
-    """Turns what was sent into what is stored, in place. Raises Fault."""
+def prepare_create(view: View, obj: Object, stamp: Stamp, profiles: Collection[str] = tuple(BUILT_IN)) -> None:
+    """Turns what was sent into what is stored, in place; `profiles` are those of the scheduler. Raises Fault."""
     _refuse_certificates(obj)
     meta = obj.metadata
     uid = stamp.uid(obj)
@@ -115,12 +117,15 @@ def prepare_create(view: View, obj: Object, stamp: Stamp) -> None:
     apply_defaults(obj)
     _prepare_storage(view, obj)
     problems = [*validate(obj), *_creation_problems(view, obj), *podsecurity.problems(view, obj)]
+    problems += placement.problems(view, obj, profiles)
     if problems:
         raise invalid_object(str(key_of(obj)), problems)
     _check_namespace(view, obj)
     meta.uid = str(uid)
     meta.generation = 1
     meta.creationTimestamp.seconds = int(stamp.now)
+    if isinstance(obj, o.Node):
+        placement.cordon(obj, None, stamp.now)
     _first_status(obj)
     _check_size(obj)
 
@@ -175,8 +180,7 @@ def _check_namespace(view: View, obj: Object) -> None:
 
 def _first_status(obj: Object) -> None:
     if isinstance(obj, o.Pod):
-        obj.status.phase = "Pending"
-        obj.status.qosClass = qos_class(obj.spec)
+        priorities.begin(obj)
     elif isinstance(obj, o.Namespace):
         obj.status.phase = "Active"
     elif isinstance(obj, o.PersistentVolumeClaim | o.PersistentVolume):
@@ -188,7 +192,9 @@ def _check_size(obj: Object) -> None:
         raise TooLarge(f"{key_of(obj)} has {size} bytes: at most {OBJECT_BYTES} are stored")
 
 
-def prepare_update(view: View, old: Object, new: Object) -> None:
+def prepare_update(
+    view: View, old: Object, new: Object, now: float, profiles: Collection[str] = tuple(BUILT_IN)
+) -> None:
     """Turns `new` into the successor of `old`, in place: equal to it when nothing was changed. Raises Fault."""
     _refuse_certificates(old)
     key = key_of(old)
@@ -196,7 +202,10 @@ def prepare_update(view: View, old: Object, new: Object) -> None:
         raise Conflict(f"{key} is another object now (uid {old.metadata.uid}, not {new.metadata.uid}): read it again")
     _keep_servers_fields(old, new)
     apply_defaults(new)
+    if isinstance(new, o.Node) and isinstance(old, o.Node):
+        placement.cordon(new, old, now)
     problems = [*validate_update(old, new), *_late_finalizers(old, new), *podsecurity.problems(view, new, old)]
+    problems += placement.problems(view, new, profiles, old)
     if problems:
         raise invalid_object(str(key), problems)
     if has_spec(new) and _spec(new) != _spec(old):
@@ -221,6 +230,8 @@ def _keep_servers_fields(old: Object, new: Object) -> None:
         new.spec.podCIDR = old.spec.podCIDR
     if isinstance(new, o.Pod) and isinstance(old, o.Pod) and not new.spec.nodeName:
         new.spec.nodeName = old.spec.nodeName
+    if isinstance(new, o.Pod) and isinstance(old, o.Pod):
+        placement.keep_priority(old, new)
 
 
 def copy_status(source: Object, target: Object) -> None:

@@ -8,6 +8,7 @@ from shoal.master.api.admission import DEFAULT_NAMESPACE, SYSTEM_NAMESPACE
 from shoal.master.api.faults import Forbidden, Invalid
 from shoal.master.model import FINAL_PHASES, Change, Conflict, Delete, Modify, Object, Record, View
 from shoal.proto.kinds import Plain
+from shoal.proto.rules.scheduling import SYSTEM_CLASSES
 from shoal.proto.v1 import objects_pb2 as o
 
 FINALIZERS = {"": "", "Background": "", "Foreground": "foregroundDeletion", "Orphan": "orphan"}
@@ -41,6 +42,8 @@ def plan(view: View, record: Record, wish: Wish, now: float, begin_only: bool = 
         raise Conflict(f"{key} has uid {obj.metadata.uid}, not {wish.uid}: it is another object now")
     if key.kind == "Namespace" and key.name in PROTECTED:
         raise Forbidden(f"namespace {key.name!r} belongs to the cluster and cannot be deleted")
+    if key.kind == "PriorityClass" and key.name in SYSTEM_CLASSES:
+        raise Forbidden(f"priority class {key.name!r} belongs to the cluster and cannot be deleted")
     finalizer = FINALIZERS[wish.propagation]
     held = bool(obj.metadata.finalizers or finalizer or begin_only) or key.kind == "Namespace"
     if not held and (not isinstance(obj, o.Pod) or _nobody_runs(view, obj, wish)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 from shoal.master.api.images import Images
 from shoal.master.api.reads import Reads
@@ -10,6 +10,7 @@ from shoal.master.api.streams import Nodes, Streams
 from shoal.master.api.top import Top
 from shoal.master.api.writes import Writes
 from shoal.master.ports import ApiStore
+from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import session_pb2 as s
 
@@ -18,10 +19,15 @@ class ClusterService:
     """Every verb of cluster.proto. Raises Fault for what concerns the whole call; per object a result says it."""
 
     def __init__(
-        self, store: ApiStore, nodes: Nodes, now: Callable[[], float], version: Callable[[], c.VersionResponse]
+        self,
+        store: ApiStore,
+        nodes: Nodes,
+        now: Callable[[], float],
+        version: Callable[[], c.VersionResponse],
+        profiles: Collection[str] = tuple(BUILT_IN),
     ) -> None:
         self._store = store  # what a write looks at first must not be stale either: readable() says
-        self._writes = Writes(store, now)
+        self._writes = Writes(store, now, profiles)
         self._reads = Reads(store)
         self._streams = Streams(store.view, nodes)
         self._top = Top(store.view, nodes)

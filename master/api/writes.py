@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from shoal.master.api import admission, deletion
 from shoal.master.api.faults import Forbidden, Invalid, failure_of
@@ -22,9 +23,9 @@ from shoal.master.model import (
     NotFound,
     Object,
     Record,
-    View,
     key_of,
 )
+from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.master.stores import StoreFace
 from shoal.proto.kinds import Plain
 from shoal.proto.merge import merge
@@ -36,6 +37,8 @@ from shoal.proto.walker import from_tree, to_tree
 ATTEMPTS = 5  # when the ground moves between looking and writing
 HASTY_ATTEMPTS = 2  # to delete an object on the condition that it stays as it was seen
 REMEMBERED_DELETIONS = 4096
+FIRST = frozenset({"Namespace", "PriorityClass"})  # what decides whether others are let in
+Follow: TypeAlias = Callable[[Object, Object], None]  # makes the second the successor of the first; raises Fault
 
 
 class Edit:
@@ -87,9 +90,10 @@ class Attempt:
 class Writes:
     """The mutating verbs over the store."""
 
-    def __init__(self, store: StoreFace, now: Callable[[], float]) -> None:
+    def __init__(self, store: StoreFace, now: Callable[[], float], profiles: Collection[str] = tuple(BUILT_IN)) -> None:
         self._store = store
         self._now = now
+        self._profiles = profiles  # of the scheduler, by name
         self._deletions: OrderedDict[tuple[str, Key], None] = OrderedDict()
 
     # ---- verbs ----
@@ -99,7 +103,7 @@ class Writes:
 
         def attempt(index: int) -> Attempt:
             message = admission.decode(request.objects[index])
-            admission.prepare_create(self._store.view, message, admission.Stamp(request.request_id, index, now))
+            self._prepare(message, admission.Stamp(request.request_id, index, now))
             return Attempt(Create(message), action="created")
 
         return await self._carry_out(range(len(request.objects)), attempt, request.dry_run)
@@ -112,7 +116,7 @@ class Writes:
             key, revision = key_of(message), admission.precondition(request.objects[index], message)
             if request.status_only and key.kind in admission.STATUS_BY_AGENT:
                 raise Forbidden(f"{key}: its status is written by its node's agent and the master only")
-            edit = Edit(_successor(self._store.view, message, request.status_only))
+            edit = Edit(_successor(self._follow, message, request.status_only))
             done = self._already_so(key, edit, revision)
             change = Modify(key, edit, revision=0 if done else revision)
             return Attempt(change, edit, "configured")
@@ -129,7 +133,7 @@ class Writes:
         def attempt(index: int) -> Attempt:
             return self._apply_one(request.objects[index], admission.Stamp(request.request_id, index, now))
 
-        for pending in _namespaces_first(request.objects):
+        for pending in _first_things_first(request.objects):
             for _ in range(ATTEMPTS):
                 response = await self._carry_out(pending, attempt, request.dry_run)
                 revision = max(revision, response.revision)
@@ -179,6 +183,12 @@ class Writes:
         return c.WriteResponse(results=[results[i] for i in range(len(request.keys))], revision=revision)
 
     # ---- one object ----
+    def _prepare(self, message: Object, stamp: admission.Stamp) -> None:
+        admission.prepare_create(self._store.view, message, stamp, self._profiles)
+
+    def _follow(self, old: Object, new: Object) -> None:
+        admission.prepare_update(self._store.view, old, new, self._now(), self._profiles)
+
     def _apply_one(self, envelope: c.Object, stamp: admission.Stamp) -> Attempt:
         message = admission.decode(envelope)
         if not message.metadata.name:
@@ -186,11 +196,11 @@ class Writes:
         manifest = _manifest(message)
         key, revision = key_of(message), admission.precondition(envelope, message)
         if self._store.view.record(key) is not None:
-            edit = Edit(_applied(self._store.view, message, manifest))
+            edit = Edit(_applied(self._follow, message, manifest))
             done = self._already_so(key, edit, revision)
             return Attempt(Modify(key, edit, revision=0 if done else revision), edit, "configured")
         message.metadata.annotations[LAST_APPLIED] = manifest
-        admission.prepare_create(self._store.view, message, stamp)
+        self._prepare(message, stamp)
         return Attempt(Create(message), action="created")
 
     def _delete_one(self, request: c.DeleteRequest, index: int, wish: deletion.Wish, begin_only: bool) -> Attempt:
@@ -274,10 +284,10 @@ class Writes:
         return response
 
 
-def _namespaces_first(objects: Sequence[c.Object]) -> Iterable[list[int]]:
-    """Indexes in two rounds: what is allowed in a namespace depends on how it is labelled."""
-    for namespaces in (True, False):
-        if indexes := [i for i, found in enumerate(objects) if (found.kind == "Namespace") == namespaces]:
+def _first_things_first(objects: Sequence[c.Object]) -> Iterable[list[int]]:
+    """Indexes in two rounds: what is allowed in a namespace depends on its labels, and pods name priority classes."""
+    for first in (True, False):
+        if indexes := [i for i, found in enumerate(objects) if (found.kind in FIRST) == first]:
             yield indexes
 
 
@@ -306,27 +316,27 @@ def envelope_of(record: Record) -> c.Object:
     return c.Object(kind=record.key.kind, body=record.body, revision=record.revision)
 
 
-def _successor(view: View, message: Object, status_only: bool) -> Callable[[Object], Object]:
+def _successor(follow: Follow, message: Object, status_only: bool) -> Callable[[Object], Object]:
     def change(old: Object) -> Object:
         if status_only:
             new = clone(old)
             admission.copy_status(message, new)
             return new
         new = clone(message)
-        admission.prepare_update(view, old, new)
+        follow(old, new)
         return new
 
     return change
 
 
-def _applied(view: View, message: Object, manifest: str) -> Callable[[Object], Object]:
+def _applied(follow: Follow, message: Object, manifest: str) -> Callable[[Object], Object]:
     def change(old: Object) -> Object:
         last = None
         if text := old.metadata.annotations.get(LAST_APPLIED):
             last = _last_manifest(text, type(message))
         new = merge(clone(old), last, message)
         new.metadata.annotations[LAST_APPLIED] = manifest
-        admission.prepare_update(view, old, new)
+        follow(old, new)
         return new
 
     return change

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from shoal.master.controllers.base import Rng, condition, instant, owner_reference, ready, seconds
-from shoal.master.model import Object
+from shoal.master.controllers.priorities import begin, give_priority
+from shoal.master.model import Object, View
 from shoal.proto.defaults import apply_defaults
-from shoal.proto.qos import qos_class
 from shoal.proto.v1 import objects_pb2 as o
 
 # Kubernetes' alphabet for generated names: no vowels (no words), no 0, 1 and 3 (no doubt).
@@ -31,8 +31,8 @@ def new_name(base: str, taken: Collection[str], rng: Rng) -> str:
             return name
 
 
-def pod_from(template: o.PodTemplateSpec, owner: Object, name: str, uid: str, now: float) -> o.Pod:
-    """A new pending pod of this owner."""
+def pod_from(view: View, template: o.PodTemplateSpec, owner: Object, name: str, uid: str, now: float) -> o.Pod:
+    """A new pending pod of this owner; whether its priority class is there has been looked at before."""
     pod = o.Pod(apiVersion="v1", kind="Pod")
     meta = pod.metadata
     meta.name, meta.uid, meta.namespace = name, uid, owner.metadata.namespace
@@ -46,8 +46,8 @@ def pod_from(template: o.PodTemplateSpec, owner: Object, name: str, uid: str, no
     pod.spec.CopyFrom(template.spec)
     pod.spec.nodeName = ""
     apply_defaults(pod)
-    pod.status.phase = "Pending"
-    pod.status.qosClass = qos_class(pod.spec)
+    give_priority(view, pod.spec)
+    begin(pod)
     return pod
 
 

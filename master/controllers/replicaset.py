@@ -26,7 +26,8 @@ from shoal.master.controllers.base import (
 )
 from shoal.master.controllers.claims import claim, matches
 from shoal.master.controllers.pods import crowding, deletion_order, new_name, new_uid, pod_from
-from shoal.master.model import Change, Create, Event, Key, Modify, Object, View
+from shoal.master.controllers.priorities import give_priority
+from shoal.master.model import Change, Create, Event, Key, Modify, Object, View, key_of
 from shoal.proto import podsecurity
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -37,7 +38,7 @@ BURST = 500  # pods made or ended in one call, so that one owner does not fill a
 
 
 def controller(rng: Rng) -> Controller:
-    watches = {"ReplicaSet": own_key, "Pod": pod_keys, "Namespace": namespace_keys}
+    watches = {"ReplicaSet": own_key, "Pod": pod_keys, "Namespace": namespace_keys, "PriorityClass": class_keys}
     return Controller("replicaset", watches, partial(_call, rng))
 
 
@@ -63,6 +64,12 @@ def namespace_keys(view: View, event: Event) -> Iterable[Key]:
     if not before or before == after:
         return ()
     return [Key("ReplicaSet", event.key.name, rs.metadata.name) for rs in view.all("ReplicaSet", event.key.name)]
+
+
+def class_keys(view: View, event: Event) -> Iterable[Key]:
+    """What could not make pods for lack of this class, or because it said something else."""
+    found = (rs for rs in view.all("ReplicaSet") if isinstance(rs, o.ReplicaSet))
+    return [key_of(rs) for rs in found if rs.spec.template.spec.priorityClassName in ("", event.key.name)]
 
 
 def news_of_orphan(event: Event) -> bool:
@@ -137,7 +144,7 @@ def create_pods(view: View, rs: o.ReplicaSet, number: int, now: float, rng: Rng)
             taken.add(name)
             name = new_name(base, taken, rng)
         taken.add(name)
-        changes.append(Create(pod_from(rs.spec.template, rs, name, new_uid(rng), now)))
+        changes.append(Create(pod_from(view, rs.spec.template, rs, name, new_uid(rng), now)))
     return changes
 
 
@@ -162,10 +169,13 @@ def siblings(view: View, rs: o.ReplicaSet, pods: list[o.Pod]) -> list[o.Pod]:
 
 
 def forbidden(view: View, rs: o.ReplicaSet) -> str:
-    """Why its namespace, as it is labelled now, refuses its pods; "" when it does not."""
+    """Why its pods cannot be made: by its namespace, as it is labelled now, or their priority class; "" if they can."""
     namespace = view.get("Namespace", "", rs.metadata.namespace)
     enforced = podsecurity.level(namespace.metadata.labels if namespace is not None else {})
     found = podsecurity.violations(rs.spec.template.spec, "spec.template.spec", enforced)
+    asked = o.PodSpec()
+    asked.CopyFrom(rs.spec.template.spec)
+    found += give_priority(view, asked, "spec.template.spec")
     more = f"; {len(found) - 1} more" if len(found) > 1 else ""
     return f"{found[0]}{more}" if found else ""
 

@@ -79,9 +79,8 @@ def restarts(pod: o.Pod) -> tuple[int, int]:
 def node_status(node: o.Node) -> str:
     """kubectl's STATUS column."""
     ready = condition(node.status.conditions, "Ready")
-    if ready is None:
-        return "Unknown"
-    return "Ready" if ready.status == "True" else "NotReady"
+    word = "Unknown" if ready is None else "Ready" if ready.status == "True" else "NotReady"
+    return f"{word},SchedulingDisabled" if node.spec.unschedulable else word
 
 
 def roles(node: o.Node) -> str:
@@ -98,7 +97,8 @@ def ready_state(obj: Any) -> tuple[bool, str]:
     if isinstance(obj, o.Deployment | o.ReplicaSet):
         return _workload_ready(obj)
     if isinstance(obj, o.Node):
-        return node_status(obj) == "Ready", node_status(obj)
+        word = node_status(obj)
+        return word.partition(",")[0] == "Ready", word
     return True, "there"
 
 
