@@ -74,9 +74,7 @@ class Meters:
             ["queue", "event"],
             registry=registry,
         )
-        self._preemptions = Counter(
-            "scheduler_preemption_attempts", "Pods that had others evicted.", registry=registry
-        )
+        self._preemptions = Counter("scheduler_preemption_attempts", "Pods that had others evicted.", registry=registry)
         self._victims = Histogram(
             "scheduler_preemption_victims", "Pods that one pod had evicted.", buckets=VICTIMS, registry=registry
         )

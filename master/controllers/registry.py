@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shoal.master.controllers import deaths, deployment, eviction, gc, node, podgc, replicaset, storage
+from shoal.master.controllers import (
+    deaths,
+    deployment,
+    disruption,
+    eviction,
+    gc,
+    node,
+    podgc,
+    podgroup,
+    replicaset,
+    storage,
+)
 from shoal.master.controllers.base import Controller, Rng
 from shoal.master.controllers.node import Beats
 
@@ -17,6 +28,8 @@ def all_controllers(rng: Rng, beats: Callable[[], Beats], deaths_kept_s: float) 
         deployment.controller(rng),
         replicaset.controller(rng),
         storage.controller(),
+        disruption.controller(),
+        podgroup.controller(),
         podgc.controller(),
         deaths.controller(deaths_kept_s),
         gc.controller(),
