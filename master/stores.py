@@ -1,4 +1,4 @@
-"""The face of the Store that the loops use."""
+"""The faces of the Store that the loops and the API use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from shoal.master.model import Change, Event, Fault, Record, View
 
 
-class StoreFace(Protocol):
+class WriteFace(Protocol):
     """Own commits are in `view` before `write` returns."""
 
     @property
@@ -18,5 +18,9 @@ class StoreFace(Protocol):
         """One result per change: the record, None for a deleted one, or the Fault that refused it.
         Raises Unavailable or NotLeader for the whole."""
         ...
+
+
+class StoreFace(WriteFace, Protocol):
+    """With what others commit."""
 
     def subscribe(self, kinds: Collection[str] | None) -> AsyncIterator[tuple[int, list[Event]]]: ...

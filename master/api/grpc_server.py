@@ -88,6 +88,12 @@ METHODS = (
     Method("RemoveImage", "remove_image", c.RemoveImageRequest, c.LoadImageResponse, streams_out=True),
     Method("Image", "image", c.ImageRequest, c.LoadImageResponse, streams_out=True),
     Method("SaveImage", "save_image", c.SaveImageRequest, s.TunnelFrame, streams_out=True),
+    Method("Plan", "plan", c.PlanRequest, c.PlanResponse),
+    Method("CarryOut", "carry_out", c.CarryOutRequest, c.CarryOutResponse),
+    Method("WhatIf", "what_if", c.WhatIfRequest, c.WhatIfResponse),
+    Method("Fit", "fit", c.FitRequest, c.FitResponse),
+    Method("Rebalance", "rebalance", c.RebalanceRequest, c.RebalanceResponse),
+    Method("Evict", "evict", c.EvictRequest, c.WriteResponse),
     Method("Version", "version", c.VersionRequest, c.VersionResponse),
 )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection
 
+from shoal.master.api.evictions import Evictions
 from shoal.master.api.images import Images
+from shoal.master.api.planning import Planning
 from shoal.master.api.reads import Reads
 from shoal.master.api.streams import Nodes, Streams
 from shoal.master.api.top import Top
@@ -32,6 +34,8 @@ class ClusterService:
         self._streams = Streams(store.view, nodes)
         self._top = Top(store.view, nodes)
         self._images = Images(store.view, nodes)
+        self._planning = Planning(store, now, version, profiles)
+        self._evictions = Evictions(store, now)
         self._version = version
 
     async def create(self, request: c.WriteRequest) -> c.WriteResponse:
@@ -90,6 +94,25 @@ class ClusterService:
 
     def save_image(self, request: c.SaveImageRequest) -> AsyncIterator[s.TunnelFrame]:
         return self._images.save(request)
+
+    async def plan(self, request: c.PlanRequest) -> c.PlanResponse:
+        return await self._planning.plan(request)
+
+    async def carry_out(self, request: c.CarryOutRequest) -> c.CarryOutResponse:
+        return await self._planning.carry_out(request)
+
+    async def what_if(self, request: c.WhatIfRequest) -> c.WhatIfResponse:
+        return await self._planning.what_if(request)
+
+    async def fit(self, request: c.FitRequest) -> c.FitResponse:
+        return await self._planning.fit(request)
+
+    async def rebalance(self, request: c.RebalanceRequest) -> c.RebalanceResponse:
+        return await self._planning.rebalance(request)
+
+    async def evict(self, request: c.EvictRequest) -> c.WriteResponse:
+        await self._store.readable()
+        return await self._evictions.evict(request)
 
     async def version(self, request: c.VersionRequest) -> c.VersionResponse:
         return self._version()

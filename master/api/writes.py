@@ -26,7 +26,7 @@ from shoal.master.model import (
     key_of,
 )
 from shoal.master.scheduler.profiles import BUILT_IN
-from shoal.master.stores import StoreFace
+from shoal.master.stores import WriteFace
 from shoal.proto.kinds import Plain
 from shoal.proto.merge import merge
 from shoal.proto.v1 import cluster_pb2 as c
@@ -90,7 +90,7 @@ class Attempt:
 class Writes:
     """The mutating verbs over the store."""
 
-    def __init__(self, store: StoreFace, now: Callable[[], float], profiles: Collection[str] = tuple(BUILT_IN)) -> None:
+    def __init__(self, store: WriteFace, now: Callable[[], float], profiles: Collection[str] = tuple(BUILT_IN)) -> None:
         self._store = store
         self._now = now
         self._profiles = profiles  # of the scheduler, by name
@@ -124,14 +124,16 @@ class Writes:
         response = await self._carry_out(range(len(request.objects)), attempt, request.dry_run)
         return response if request.dry_run else await self._remove_finished(response)
 
-    async def apply(self, request: c.WriteRequest) -> c.WriteResponse:
+    async def apply(self, request: c.WriteRequest, exactly: bool = False) -> c.WriteResponse:
+        """`exactly`: an object without a revision must not be there yet, and none is looked at again."""
         admission.check_request(request.request_id, len(request.objects))
         now = self._now()
         answers: dict[int, c.WriteResult] = {}
         revision = 0
 
         def attempt(index: int) -> Attempt:
-            return self._apply_one(request.objects[index], admission.Stamp(request.request_id, index, now))
+            stamp = admission.Stamp(request.request_id, index, now)
+            return self._apply_one(request.objects[index], stamp, exactly)
 
         for pending in _first_things_first(request.objects):
             for _ in range(ATTEMPTS):
@@ -141,7 +143,7 @@ class Writes:
                 # It came or went between looking and writing: look again
                 pending = [i for i in pending if answers[i].failure.reason in ("AlreadyExists", "NotFound")]
                 pending = [i for i in pending if not _namespace_missing(self._store, request.objects[i])]
-                if not pending or request.dry_run:
+                if not pending or request.dry_run or exactly:
                     break
         made = c.WriteResponse(results=[answers[i] for i in range(len(request.objects))], revision=revision)
         return made if request.dry_run else await self._remove_finished(made)
@@ -189,13 +191,16 @@ class Writes:
     def _follow(self, old: Object, new: Object) -> None:
         admission.prepare_update(self._store.view, old, new, self._now(), self._profiles)
 
-    def _apply_one(self, envelope: c.Object, stamp: admission.Stamp) -> Attempt:
+    def _apply_one(self, envelope: c.Object, stamp: admission.Stamp, exactly: bool = False) -> Attempt:
         message = admission.decode(envelope)
         if not message.metadata.name:
             raise Invalid("apply needs metadata.name: with generateName use create")
         manifest = _manifest(message)
         key, revision = key_of(message), admission.precondition(envelope, message)
-        if self._store.view.record(key) is not None:
+        found = self._store.view.record(key)
+        if exactly and (found is None) == bool(revision) and not _made_by(stamp, message, found):
+            raise Conflict(f"{key} {'was deleted' if revision else 'was made by somebody else'} meanwhile")
+        if found is not None:
             edit = Edit(_applied(self._follow, message, manifest))
             done = self._already_so(key, edit, revision)
             return Attempt(Modify(key, edit, revision=0 if done else revision), edit, "configured")
@@ -342,6 +347,11 @@ def _applied(follow: Follow, message: Object, manifest: str) -> Callable[[Object
     return change
 
 
+def _made_by(stamp: admission.Stamp, message: Object, found: Record | None) -> bool:
+    """Whether what is there was made by this very request, sent before."""
+    return found is not None and found.message.metadata.uid == str(stamp.uid(message))
+
+
 def _last_manifest(text: str, cls: type[Object]) -> Object | None:
     try:
         return from_tree(json.loads(text), cls)[0]
@@ -385,7 +395,7 @@ def _scaled(request: c.ScaleRequest) -> Callable[[Object], Object]:
     return change
 
 
-def _namespace_missing(store: StoreFace, envelope: c.Object) -> bool:
+def _namespace_missing(store: WriteFace, envelope: c.Object) -> bool:
     try:
         message = admission.decode(envelope)
     except Fault:

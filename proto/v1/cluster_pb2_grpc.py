@@ -120,6 +120,36 @@ class ClusterStub:
                 request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopRequest.SerializeToString,
                 response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopResponse.FromString,
                 _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/shoal.v1.Cluster/Plan',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.PlanRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.PlanResponse.FromString,
+                _registered_method=True)
+        self.CarryOut = channel.unary_unary(
+                '/shoal.v1.Cluster/CarryOut',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.CarryOutRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.CarryOutResponse.FromString,
+                _registered_method=True)
+        self.WhatIf = channel.unary_unary(
+                '/shoal.v1.Cluster/WhatIf',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhatIfRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhatIfResponse.FromString,
+                _registered_method=True)
+        self.Fit = channel.unary_unary(
+                '/shoal.v1.Cluster/Fit',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.FitRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.FitResponse.FromString,
+                _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/shoal.v1.Cluster/Rebalance',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/shoal.v1.Cluster/Evict',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.EvictRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WriteResponse.FromString,
+                _registered_method=True)
         self.Version = channel.unary_unary(
                 '/shoal.v1.Cluster/Version',
                 request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.VersionRequest.SerializeToString,
@@ -232,6 +262,42 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Plan(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CarryOut(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhatIf(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Version(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -325,6 +391,36 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Top,
                     request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopRequest.FromString,
                     response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.TopResponse.SerializeToString,
+            ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.PlanRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.PlanResponse.SerializeToString,
+            ),
+            'CarryOut': grpc.unary_unary_rpc_method_handler(
+                    servicer.CarryOut,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.CarryOutRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.CarryOutResponse.SerializeToString,
+            ),
+            'WhatIf': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhatIf,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhatIfRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhatIfResponse.SerializeToString,
+            ),
+            'Fit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fit,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.FitRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.FitResponse.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceResponse.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.EvictRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WriteResponse.SerializeToString,
             ),
             'Version': grpc.unary_unary_rpc_method_handler(
                     servicer.Version,
@@ -791,6 +887,168 @@ class Cluster:
             '/shoal.v1.Cluster/Top',
             shoal_dot_proto_dot_v1_dot_cluster__pb2.TopRequest.SerializeToString,
             shoal_dot_proto_dot_v1_dot_cluster__pb2.TopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/Plan',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.PlanRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.PlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CarryOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/CarryOut',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.CarryOutRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.CarryOutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhatIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/WhatIf',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.WhatIfRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.WhatIfResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/Fit',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.FitRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.FitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/Rebalance',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/Evict',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.EvictRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.WriteResponse.FromString,
             options,
             channel_credentials,
             insecure,

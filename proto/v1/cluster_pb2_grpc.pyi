@@ -51,6 +51,12 @@ class ClusterStub:
     Attach: _grpc.StreamStreamMultiCallable[_cluster_pb2.AttachRequest, _session_pb2.TunnelFrame]
     Copy: _grpc.StreamStreamMultiCallable[_cluster_pb2.CopyRequest, _session_pb2.TunnelFrame]
     Top: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TopRequest, _cluster_pb2.TopResponse]
+    Plan: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PlanRequest, _cluster_pb2.PlanResponse]
+    CarryOut: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.CarryOutRequest, _cluster_pb2.CarryOutResponse]
+    WhatIf: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.WhatIfRequest, _cluster_pb2.WhatIfResponse]
+    Fit: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.FitRequest, _cluster_pb2.FitResponse]
+    Rebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RebalanceRequest, _cluster_pb2.RebalanceResponse]
+    Evict: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.EvictRequest, _cluster_pb2.WriteResponse]
     Version: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.VersionRequest, _cluster_pb2.VersionResponse]
 
 @_typing.type_check_only
@@ -73,6 +79,12 @@ class ClusterAsyncStub(ClusterStub):
     Attach: _aio.StreamStreamMultiCallable[_cluster_pb2.AttachRequest, _session_pb2.TunnelFrame]  # type: ignore[assignment]
     Copy: _aio.StreamStreamMultiCallable[_cluster_pb2.CopyRequest, _session_pb2.TunnelFrame]  # type: ignore[assignment]
     Top: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TopRequest, _cluster_pb2.TopResponse]  # type: ignore[assignment]
+    Plan: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PlanRequest, _cluster_pb2.PlanResponse]  # type: ignore[assignment]
+    CarryOut: _aio.UnaryUnaryMultiCallable[_cluster_pb2.CarryOutRequest, _cluster_pb2.CarryOutResponse]  # type: ignore[assignment]
+    WhatIf: _aio.UnaryUnaryMultiCallable[_cluster_pb2.WhatIfRequest, _cluster_pb2.WhatIfResponse]  # type: ignore[assignment]
+    Fit: _aio.UnaryUnaryMultiCallable[_cluster_pb2.FitRequest, _cluster_pb2.FitResponse]  # type: ignore[assignment]
+    Rebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RebalanceRequest, _cluster_pb2.RebalanceResponse]  # type: ignore[assignment]
+    Evict: _aio.UnaryUnaryMultiCallable[_cluster_pb2.EvictRequest, _cluster_pb2.WriteResponse]  # type: ignore[assignment]
     Version: _aio.UnaryUnaryMultiCallable[_cluster_pb2.VersionRequest, _cluster_pb2.VersionResponse]  # type: ignore[assignment]
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
@@ -194,6 +206,48 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.TopRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.TopResponse, _abc.Awaitable[_cluster_pb2.TopResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Plan(
+        self,
+        request: _cluster_pb2.PlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.PlanResponse, _abc.Awaitable[_cluster_pb2.PlanResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CarryOut(
+        self,
+        request: _cluster_pb2.CarryOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.CarryOutResponse, _abc.Awaitable[_cluster_pb2.CarryOutResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WhatIf(
+        self,
+        request: _cluster_pb2.WhatIfRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.WhatIfResponse, _abc.Awaitable[_cluster_pb2.WhatIfResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Fit(
+        self,
+        request: _cluster_pb2.FitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.FitResponse, _abc.Awaitable[_cluster_pb2.FitResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Rebalance(
+        self,
+        request: _cluster_pb2.RebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.RebalanceResponse, _abc.Awaitable[_cluster_pb2.RebalanceResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Evict(
+        self,
+        request: _cluster_pb2.EvictRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.WriteResponse, _abc.Awaitable[_cluster_pb2.WriteResponse]]: ...
 
     @_abc_1.abstractmethod
     def Version(

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP = ("proto", "master", "agent", "deploy")
 FILES = sorted(p for top in TOP for p in (ROOT / top).rglob("*.py") if "_pb2" not in p.name)
 HELPERS = ("spawner", "supervisor", "init")  # agent/runtime: what runs without site-packages
-PURE = ("master/scheduler", "master/controllers", "master/volumes.py")
+PURE = ("master/scheduler", "master/controllers", "master/planning", "master/volumes.py")
+PLANNING_TOO = ("shoal.master.planning", "shoal.master.store.apply", "shoal.master.store.decide")
 IMPURE_MODULES = {"asyncio", "time", "random", "socket", "subprocess", "threading", "os", "grpc"}
 # Verbs of the command that start the programs themselves.
 PROGRAM_VERBS = {"deploy/cli/master.py", "deploy/cli/agent.py", "deploy/cli/scheduler.py"}
@@ -45,7 +46,8 @@ def breaches(path: Path) -> Iterator[str]:
             if parts[0] in IMPURE_MODULES:
                 yield f"{where}:{line}: pure code must not import {name}"
             inside = tuple(["master", name] for name in ("scheduler", "controllers", "model", "volumes"))
-            if parts[:2] == ["shoal", "master"] and parts[1:3] not in inside:
+            too = where.startswith("master/planning") and name.startswith(PLANNING_TOO)
+            if parts[:2] == ["shoal", "master"] and parts[1:3] not in inside and not too:
                 yield f"{where}:{line}: pure code must not import {name}"
 
 

@@ -1,0 +1,1 @@
+"""Planning: what would happen, found by the controllers and the scheduler on a copy of the cluster. Pure."""
