@@ -101,8 +101,8 @@ class Assembler:
         after, position = position_of(message.applies_to), position_of(message.results_in)
         if not self._based:
             return self._gap(f"increment to {position} before any COMPLETE")
-        if position <= self.position:
-            return None  # it has come before
+        if position < self.position or (position == self.position and after != position):
+            return None  # it has come before; news of the node table alone leave the position as it is
         if after != self.position:
             return self._gap(f"increment from {after} to {position}, but this node is at {self.position}")
         change = _change_of([message], position, complete=False, routes=self._routes)

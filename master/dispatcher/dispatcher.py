@@ -18,6 +18,7 @@ from shoal.master.dispatcher import deliveries, happenings, nodes, statuses
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.session import Peer, Session
 from shoal.master.dispatcher.status_writer import Counters, StatusWriter
+from shoal.master.dispatcher.table import Spreader, Table
 from shoal.master.dispatcher.tunnels import Tunnel, Tunnels
 from shoal.master.model import Change, Event, Fault, Key, Object, Unavailable, View
 from shoal.master.ports import Authority, Stream, StreamClosed, TunnelStream
@@ -87,7 +88,11 @@ class Dispatcher:
         self._started = self._clock()
         self._changes = store.subscribe({"Pod", "Node", *deliveries.DELIVERED})  # from here on nothing is missed
         self._fed = store.view.revision
-        self.table = nodes.Table(n for n in store.view.all("Node") if isinstance(n, o.Node))
+        self.table = Table(n for n in store.view.all("Node") if isinstance(n, o.Node))
+        self._spreader = Spreader(self.table, self._sessions.values, self._clock)
+        for found in store.view.all("Node"):
+            if isinstance(found, o.Node):
+                self._ranges.learn(found.metadata.name, found.spec.podCIDR)
         self._leader_hint = ""
         self._stopped = False
         self._held_back = False
@@ -131,6 +136,7 @@ class Dispatcher:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed())
                 group.create_task(self._writer.run())
+                group.create_task(self._spreader.run())
                 group.create_task(self._notice_regained())
         finally:
             self.stop()
@@ -193,13 +199,16 @@ class Dispatcher:
             session.close()
         if new is None and self.view.get("Node", "", name) is None:  # it may have come again meanwhile
             self._last_seen.pop(name, None)
+            if name not in self._joining:
+                self._ranges.release(name)
+        if new is not None:
+            self._ranges.learn(name, new.spec.podCIDR)
         changed = self.table.drop(name) if new is None else self.table.put(new)
         if changed:
-            self._spread(name, event.revision)
+            self._spreader.changed()
 
-    def _spread(self, node: str, revision: int) -> None:
-        for session in self._sessions.values():
-            session.dirty.add_node(node, revision)
+    def nodes_told(self, session: Session) -> None:
+        self._spreader.told(session)
 
     def held_back(self) -> None:
         """A session has something to say that needs a valid leadership."""
@@ -275,6 +284,7 @@ class Dispatcher:
     def _end(self, session: Session) -> None:
         session.close()
         self._writer.forget(session)
+        self._spreader.told(session)
         if self._sessions.get(session.peer.node) is session:
             del self._sessions[session.peer.node]
             gone = Unavailable(f"the session with node {session.peer.node} ended: try again when it is back")
@@ -326,9 +336,8 @@ class Dispatcher:
         """Makes or updates the Node object and gives it a pod range."""
         known = self.view.get("Node", "", hello.node)
         try:
-            all_nodes = (n for n in self.view.all("Node") if isinstance(n, o.Node))
             has_range = isinstance(known, o.Node) and known.spec.podCIDR
-            cidr = "" if has_range else self._ranges.allot(hello.node, all_nodes)
+            cidr = "" if has_range else self._ranges.allot(hello.node)
             change: Change
             if isinstance(known, o.Node):
                 change = nodes.joined(hello, cidr, known.metadata.uid)
@@ -343,9 +352,9 @@ class Dispatcher:
             return _reject("Busy", str(error), 10 * self._config.busy_retry)
         except Fault as fault:
             return _reject("Busy", f"the store did not take the node: {fault}", self._config.busy_retry)
-        finally:
-            self._ranges.release(hello.node)
         if isinstance(result, Fault):
+            if self.view.get("Node", "", hello.node) is None:
+                self._ranges.release(hello.node)
             return _reject("Busy", f"the store did not take the node: {result}", self._config.busy_retry)
         return None
 

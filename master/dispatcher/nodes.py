@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import ipaddress
-from collections.abc import Iterable
+from collections import Counter
 
 from shoal.master.model import Create, Key, Modify, Object
 from shoal.proto import names
@@ -29,22 +30,62 @@ class Ranges:
             raise ValueError(
                 f"the pod range {cluster_cidr} is smaller than one node's /{NODE_PREFIX}: choose a wider one"
             )
-        self._reserved: dict[str, str] = {}
+        self._first = int(self._cluster.network_address)
+        self._count = 1 << (NODE_PREFIX - self._cluster.prefixlen)
+        self._held: dict[str, int] = {}  # by node, the index of its range
+        self._holders: Counter[int] = Counter()
+        self._freed: list[int] = []  # a heap
+        self._next = 0  # all from here on are free, or known to be held
 
-    def allot(self, node: str, nodes: Iterable[o.Node]) -> str:
-        """The lowest free range, reserved for `node` until release(). Raises RangesUsedUp."""
-        if node in self._reserved:
-            return self._reserved[node]
-        taken = {other.spec.podCIDR for other in nodes} | set(self._reserved.values())
-        for candidate in self._cluster.subnets(new_prefix=NODE_PREFIX):
-            if str(candidate) not in taken:
-                self._reserved[node] = str(candidate)
-                return str(candidate)
-        raise RangesUsedUp(f"{self._cluster} has no free /{NODE_PREFIX} left: remove nodes that are gone")
+    def learn(self, node: str, pod_cidr: str) -> None:
+        """What a Node object says."""
+        index = self._index(pod_cidr)
+        if self._held.get(node) == index:
+            return
+        self.release(node)
+        if index is not None:
+            self._held[node] = index
+            self._holders[index] += 1
+
+    def allot(self, node: str) -> str:
+        """The lowest free range, this node's until release(). Raises RangesUsedUp."""
+        if node not in self._held:
+            self._held[node] = index = self._lowest()
+            self._holders[index] += 1
+        at = self._first + (self._held[node] << (32 - NODE_PREFIX))
+        return f"{ipaddress.IPv4Address(at)}/{NODE_PREFIX}"
 
     def release(self, node: str) -> None:
-        """The reservation has become a Node object, or nothing."""
-        self._reserved.pop(node, None)
+        """The node, or its wish to join, has come to nothing."""
+        index = self._held.pop(node, None)
+        if index is None:
+            return
+        self._holders[index] -= 1
+        if not self._holders[index]:
+            del self._holders[index]
+            heapq.heappush(self._freed, index)
+
+    def _lowest(self) -> int:
+        while self._freed:
+            index = heapq.heappop(self._freed)
+            if not self._holders[index] and index < self._next:
+                return index
+        while self._next in self._holders:
+            self._next += 1
+        if self._next >= self._count:
+            raise RangesUsedUp(f"{self._cluster} has no free /{NODE_PREFIX} left: remove nodes that are gone")
+        self._next += 1
+        return self._next - 1
+
+    def _index(self, pod_cidr: str) -> int | None:
+        """None for what is no range of this cluster's."""
+        try:
+            network = ipaddress.IPv4Network(pod_cidr)
+        except ValueError:
+            return None
+        if network.prefixlen != NODE_PREFIX or not network.subnet_of(self._cluster):
+            return None
+        return (int(network.network_address) - self._first) >> (32 - NODE_PREFIX)
 
 
 def created(hello: s.Hello, pod_cidr: str, uid: str, now: float) -> Create:
@@ -131,36 +172,3 @@ def table_entry(node: o.Node) -> s.NodeAddressRange:
 def timestamp(now: float) -> o.Time:
     """Whole seconds, as Kubernetes writes them."""
     return o.Time(seconds=int(now))
-
-
-class Table:
-    """Every node's entry, made once and shared by all sessions: each COMPLETE carries the whole table."""
-
-    def __init__(self, found: Iterable[o.Node]) -> None:
-        self._entries = {node.metadata.name: table_entry(node) for node in found}
-        self._ordered: list[s.NodeAddressRange] | None = None
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def put(self, node: o.Node) -> bool:
-        """True when its entry is new or another one now."""
-        entry = table_entry(node)
-        if self._entries.get(entry.name) == entry:
-            return False
-        self._entries[entry.name] = entry
-        self._ordered = None
-        return True
-
-    def drop(self, name: str) -> bool:
-        self._ordered = None
-        return self._entries.pop(name, None) is not None
-
-    def get(self, name: str) -> s.NodeAddressRange | None:
-        return self._entries.get(name)
-
-    def ordered(self) -> list[s.NodeAddressRange]:
-        """By name."""
-        if self._ordered is None:
-            self._ordered = [self._entries[name] for name in sorted(self._entries)]
-        return self._ordered

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.master.dispatcher import assignments
-from shoal.master.dispatcher.nodes import Table
+from shoal.master.dispatcher.table import Table
 from shoal.master.model import Key, View
 from shoal.master.ports import Authority, Stream, StreamClosed
 from shoal.proto.references import VOLUME
@@ -35,6 +35,7 @@ class Feed(Protocol):
     def authority(self) -> Authority: ...
     def heard(self, session: Session, message: s.Up) -> None: ...
     def held_back(self) -> None: ...
+    def nodes_told(self, session: Session) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Session:
         self.over = over
         self.dirty = assignments.Dirty()
         self.volumes: set[Key] = set()  # that the agent has been told of, or is about to be
+        self.table_at = 0  # how far the agent knows the node table
         self.last_sequence = (0, 0)  # of the newest report that was taken
         self.closed = asyncio.Event()
         self._stream = stream
@@ -73,6 +75,7 @@ class Session:
         self._heartbeat_ack: int | None = None
         self._parts: deque[s.Assignments] = deque()
         self._complete_due = True
+        self._nodes_due = self._telling_nodes = False
         self._position = s.Position()
         self._unwritten = 0
         self._room = asyncio.Event()
@@ -105,6 +108,11 @@ class Session:
 
     def ack_status(self, sequence: s.Sequence) -> None:
         self._status_ack = sequence
+        self._wake.set()
+
+    def tell_nodes(self) -> None:
+        """There is news of the node table; nodes_told says when it has gone out."""
+        self._nodes_due = self._telling_nodes = True
         self._wake.set()
 
     def request_complete(self) -> None:
@@ -150,6 +158,9 @@ class Session:
             self._wake.clear()
             while not self.closed.is_set() and (message := self._next()) is not None:
                 await self._stream.send(message)
+                if self._telling_nodes and not self._nodes_due:
+                    self._telling_nodes = False
+                    self._feed.nodes_told(self)
 
     def _next(self) -> s.Down | None:
         """The next message, the small ones first."""
@@ -169,14 +180,15 @@ class Session:
     def _next_assignment(self) -> s.Down | None:
         view, table, fed = self._feed.view, self._feed.table, self._feed.fed
         message = None
-        if self.dirty and not self._complete_due and not self._parts:
-            message = assignments.increment(view, table, self.peer.node, self.dirty, fed, self._position)
+        if (self.dirty or self._nodes_due) and not self._complete_due and not self._parts:
+            message = self._increment()
             self._complete_due = message is None
         if self._complete_due:
-            self._complete_due = False
+            self._complete_due = self._nodes_due = False
             self.dirty.clear()
             self._position = s.Position(epoch=self._feed.authority.epoch, revision=fed)
             self._parts.extend(assignments.complete(view, table, self.peer.node, self._position, self.over))
+            self.table_at = table.changes
             self.volumes.clear()
             self._note_volumes(self._parts)
         if self._parts:
@@ -186,6 +198,17 @@ class Session:
             self._note_volumes([message])
             return s.Down(assignments=message)
         return None
+
+    def _increment(self) -> s.Assignments | None:
+        """None when only a COMPLETE can tell it."""
+        news, table = None, self._feed.table
+        if self._nodes_due and self.table_at < table.flushed and (news := table.news(self.table_at)) is None:
+            return None
+        feed = self._feed
+        message = assignments.increment(feed.view, self.peer.node, self.dirty, feed.fed, self._position, news)
+        if message is not None and self._nodes_due:
+            self._nodes_due, self.table_at = False, max(self.table_at, table.flushed)
+        return message
 
     def _note_volumes(self, messages: Iterable[s.Assignments]) -> None:
         for message in messages:

@@ -697,7 +697,7 @@ class Assignments(_message.Message):
     last: _builtins.bool
     @_builtins.property
     def applies_to(self) -> Global___Position:
-        """INCREMENTAL only"""
+        """INCREMENTAL only; equal to results_in: nothing but news of the node table"""
 
     @_builtins.property
     def results_in(self) -> Global___Position: ...

@@ -87,6 +87,17 @@ def test_increments_follow_each_other() -> None:
     assert uids(assembler.take(increment(7, 8, "c"))) == ["c"]
 
 
+def test_news_of_the_node_table_alone_leave_the_position_as_it_is() -> None:
+    assembler = Assembler(Position())
+    assembler.take(complete(5))
+    message = increment(5, 5)
+    message.upsert_nodes.add(name="n2", address="10.0.0.2", pod_cidr="10.244.2.0/24")
+    taken = assembler.take(message)
+    assert isinstance(taken, Change) and list(taken.nodes) == ["n2"] and taken.position == Position(1, 5)
+    assert uids(assembler.take(increment(5, 7, "a"))) == ["a"]
+    assert assembler.take(message) is None  # it has been overtaken
+
+
 def test_a_gap_is_asked_for_once_until_a_complete_comes() -> None:
     assembler = Assembler(Position())
     assembler.take(complete(5))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shoal.master.dispatcher import assignments, nodes
+from shoal.master.dispatcher import assignments
 from shoal.master.dispatcher.dispatcher import Config, Dispatcher
 from shoal.master.model import KINDS, Change, Create, Delete, Event, Key, Modify, Object
 from shoal.proto.references import homes, references
@@ -270,7 +270,7 @@ def test_an_object_that_changed_again_still_comes_before_its_pod() -> None:
     for name in ("Secret/db", "ConfigMap/big"):
         dirty.add_object(key(*name.split("/")), 5)
     dirty.add_object(key("Secret", "db"), 9)
-    first = assignments.increment(store.view, nodes.Table([]), "n", dirty, 9, s.Position(epoch=1, revision=4))
+    first = assignments.increment(store.view, "n", dirty, 9, s.Position(epoch=1, revision=4))
     assert first is not None
     assert {entry.name for entry in first.upsert_objects} == {"db", "big"}
     assert len(first.upsert_pods) == 1

@@ -228,7 +228,7 @@ async def test_complete_holds_the_nodes_pods_and_the_node_table(bench: Bench) ->
     record = bench.store.view.record(Key("Pod", "default", "one"))
     assert record is not None
     assert complete.upsert_pods[0].pod == record.body
-    assert [(n.name, n.address) for n in complete.upsert_nodes] == [("a", "10.9.0.1"), ("b", "10.9.0.1")]
+    assert sorted((n.name, n.address) for n in complete.upsert_nodes) == [("a", "10.9.0.1"), ("b", "10.9.0.1")]
     assert complete.results_in.epoch == 7
 
 

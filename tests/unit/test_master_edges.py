@@ -21,6 +21,7 @@ from shoal.master.api.forward import fault_of
 from shoal.master.config import ConfigError, is_address, parse
 from shoal.master.dispatcher import assignments, nodes, statuses
 from shoal.master.dispatcher.admission import Admission
+from shoal.master.dispatcher.table import Table
 from shoal.master.dispatcher.tunnels import PER_NODE, Tunnels
 from shoal.master.http_server import targets
 from shoal.master.metrics import Meters, StateCollector
@@ -59,23 +60,86 @@ def test_those_who_wait_are_spread_out() -> None:
 
 
 # ---- ranges ----
+def test_ranges_are_never_double_and_end_some_time() -> None:
+    ranges = nodes.Ranges("10.0.0.0/22")
+    ranges.learn("a", "10.0.1.0/24")
+    assert [ranges.allot(name) for name in ("b", "c", "b")] == ["10.0.0.0/24", "10.0.2.0/24", "10.0.0.0/24"]
+    assert ranges.allot("d") == "10.0.3.0/24"
+    with pytest.raises(nodes.RangesUsedUp, match="no free /24"):
+        ranges.allot("e")
+    ranges.release("b")
+    assert ranges.allot("e") == "10.0.0.0/24"
+    with pytest.raises(ValueError, match="wider"):
+        nodes.Ranges("10.0.0.0/28")
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=60))
+def test_ranges_follow_what_nodes_say(steps: list[tuple[int, int]]) -> None:
+    """Names come and go, and say ranges of their own, also foreign ones and twice the same: what is allotted is the
+    lowest that nobody holds."""
+    ranges, held = nodes.Ranges("10.0.0.0/21"), dict[str, str]()
+    for number, what in steps:
+        name = f"n{number}"
+        if what < 8:
+            held[name] = f"10.0.{what}.0/24"
+            ranges.learn(name, held[name])
+        elif what == 8:
+            held.pop(name, None)
+            ranges.release(name)
+        else:
+            lowest = next(cidr for i in range(8) if (cidr := f"10.0.{i}.0/24") not in held.values())
+            held.setdefault(name, lowest)
+            assert ranges.allot(name) == held[name]
+    ranges.learn("stranger", "192.168.0.0/24")
+    ranges.learn("none", "")
+    for left in [f"10.0.{i}.0/24" for i in range(8) if f"10.0.{i}.0/24" not in held.values()]:
+        assert ranges.allot(f"for {left}") == left
+    with pytest.raises(nodes.RangesUsedUp):
+        ranges.allot("more")
+
+
+# ---- the node table ----
 def node_with(name: str, cidr: str) -> o.Node:
     node = o.Node(apiVersion="v1", kind="Node")
     node.metadata.name, node.spec.podCIDR = name, cidr
     return node
 
 
-def test_ranges_are_never_double_and_end_some_time() -> None:
-    ranges = nodes.Ranges("10.0.0.0/22")
-    taken = [node_with("a", "10.0.1.0/24")]
-    assert [ranges.allot(name, taken) for name in ("b", "c", "b")] == ["10.0.0.0/24", "10.0.2.0/24", "10.0.0.0/24"]
-    assert ranges.allot("d", taken) == "10.0.3.0/24"
-    with pytest.raises(nodes.RangesUsedUp, match="no free /24"):
-        ranges.allot("e", taken)
-    ranges.release("b")
-    assert ranges.allot("e", taken) == "10.0.0.0/24"
-    with pytest.raises(ValueError, match="wider"):
-        nodes.Ranges("10.0.0.0/28")
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 5)), max_size=300))
+def test_whoever_is_told_blocks_or_all_of_it_knows_the_table(steps: list[tuple[int, int]]) -> None:
+    """Sessions begin at any time, some fall behind by more blocks than are kept."""
+    table = Table([node_with("n0", "10.0.0.0/24")])
+    known: dict[str, tuple[int, dict[str, str]]] = {}
+
+    def tell(who: str, everything: bool) -> None:
+        at, rows = known.get(who, (0, {}))
+        news = None if everything else table.news(at)
+        if news is None:
+            rows = {entry.name: entry.pod_cidr for part in table.parts() for entry in part.upsert_nodes}
+            known[who] = (table.changes, rows)
+            return
+        rows |= {entry.name: entry.pod_cidr for entry in news.upsert_nodes}
+        for name in news.remove_nodes:
+            rows.pop(name, None)
+        known[who] = (max(at, table.flushed), rows)
+
+    for number, what in steps:
+        if what == 0:
+            table.drop(f"n{number}")
+        elif what == 5:
+            tell(f"s{number % 4}", everything=f"s{number % 4}" not in known)
+        elif what == 4 and table.pending:
+            table.flush()
+        else:
+            table.put(node_with(f"n{number}", f"10.{what}.0.0/24"))
+    while table.pending:
+        table.flush()
+    now = {entry.name: entry.pod_cidr for part in table.parts() for entry in part.upsert_nodes}
+    assert len(now) == len(table)
+    for who, (at, _) in list(known.items()):
+        if at < table.flushed:
+            tell(who, everything=False)
+        assert known[who] == (table.changes, now)
 
 
 # ---- increments ----
@@ -97,7 +161,7 @@ def test_increments_hold_whole_revisions_in_order(steps: list[tuple[int, int]], 
         last_change[uid] = revision
     position, told = s.Position(epoch=1, revision=0), dict[str, int]()
     while dirty:
-        message = assignments.increment(store.view, nodes.Table([]), "n", dirty, revision, position)
+        message = assignments.increment(store.view, "n", dirty, revision, position)
         assert message is not None
         assert message.applies_to == position
         assert message.results_in.revision > position.revision
