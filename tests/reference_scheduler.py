@@ -25,7 +25,7 @@ class PlainNode:
         if not self.facts.ready:
             return "node(s) were not ready"
         if any(self.facts.labels.get(key) != value for key, value in pods.selector):
-            return "node(s) didn't match Pod's node selector"
+            return "node(s) didn't match Pod's node affinity/selector"
         for taint in sorted(self.facts.taints):
             if taint.effect in ("NoSchedule", "NoExecute") and not accepted(taint, pods):
                 return f"node(s) had untolerated taint {{{taint}}}"
@@ -40,7 +40,8 @@ class PlainNode:
         load = self.share("cpu", pods.load[0]) + self.share("memory", pods.load[1])
         soft = sum(t.effect == "PreferNoSchedule" and not accepted(t, pods) for t in self.facts.taints)
         siblings = self.owners[pods.owner] if pods.owner else 0
-        return load / 4.0 - siblings * 1.0 - soft * 65536.0
+        balanced = 1 - abs(self.share("cpu", pods.load[0]) - self.share("memory", pods.load[1]))
+        return 0.0 + 0.5 * (load / 2) + 0.25 * balanced - siblings * 1.0 - soft * 65536.0
 
     def share(self, resource: str, wanted: int) -> float:
         alloc = self.facts.alloc.get(resource, 0)

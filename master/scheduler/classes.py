@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
+from shoal.master.scheduler import affinity
 from shoal.master.scheduler.profiles import DEFAULT_PROFILE
 from shoal.master.scheduler.terms import NodeTerm, PodTerm, Spread
 from shoal.proto.qos import BEST_EFFORT, qos_class
 from shoal.proto.quantity import QuantityError, parse
 from shoal.proto.references import claims_of
+from shoal.proto.rules.resources import GPU, GPU_DEVICES, GPU_MILLI, ONE_GPU
 from shoal.proto.v1 import objects_pb2 as o
 
 CPU, MEMORY, STORAGE, PODS = "cpu", "memory", "ephemeral-storage", "pods"
@@ -17,6 +19,7 @@ BASE_RESOURCES = (CPU, MEMORY, STORAGE, PODS)  # the snapshot's first rows, in t
 CACHE_LIMIT = 20_000  # compiled specs that are remembered
 UNSAID_CPU, UNSAID_MEMORY = 100, 200 << 20  # milli-CPU and bytes that a container without request is taken to use
 MEMORY_PRESSURE = "node.kubernetes.io/memory-pressure"  # which pods that have asked for something may meet
+GROUP_LABEL = "scheduling.x-k8s.io/pod-group"  # the name of a pod's PodGroup
 AMOUNT_LIMIT = 2**50  # a pebibyte; sums of thousands stay exact in int64, and each in a float
 
 
@@ -56,6 +59,17 @@ class PodClass:
     preempts: bool = True  # may have others evicted
     group: str = ""  # the name of its PodGroup, in its namespace
     profile: str = DEFAULT_PROFILE
+    _hash: int = field(init=False, repr=False, compare=False)  # looked up often, and never changes
+
+    def __post_init__(self) -> None:
+        values = tuple(getattr(self, name) for name in COMPARED)
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+COMPARED = tuple(one.name for one in fields(PodClass) if one.compare)
 
 
 def amount(resource: str, text: str) -> int:
@@ -80,7 +94,7 @@ def wanted_by(container: o.Container) -> dict[str, int]:
 
 def requests_of(spec: o.PodSpec) -> tuple[tuple[str, int], ...]:
     """What the pod takes at its most, sorted by resource: the containers and sidecars together, or an init container
-    with the sidecars that are there by then. Every pod takes a pod slot."""
+    with the sidecars that are there by then; and the pod's overhead. Every pod takes a pod slot."""
     running: dict[str, int] = {}  # sidecars so far
     most: dict[str, int] = {}
     for container in spec.initContainers:
@@ -92,6 +106,8 @@ def requests_of(spec: o.PodSpec) -> tuple[tuple[str, int], ...]:
     for container in spec.containers:
         running = _sum(running, wanted_by(container))
     total = _max(most, running)
+    if spec.overhead:
+        total = _sum(total, amounts(spec.overhead))
     total[PODS] = 1
     return tuple(sorted((name, value) for name, value in total.items() if value > 0))
 
@@ -102,6 +118,12 @@ def _sum(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
 
 def _max(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
     return {name: max(first.get(name, 0), second.get(name, 0)) for name in first.keys() | second.keys()}
+
+
+def devices_of(pod: o.Pod) -> tuple[int, ...]:
+    """The devices that a bound pod was given, by their numbers; what cannot be read counts as none."""
+    text = pod.metadata.annotations.get(GPU_DEVICES, "")
+    return tuple(int(part) for part in text.split(",") if part.isdecimal()) if text else ()
 
 
 def load_of(spec: o.PodSpec) -> tuple[int, int]:
@@ -124,17 +146,45 @@ def owner_of(pod: o.Pod) -> str:
 
 
 def compile_class(pod: o.Pod) -> PodClass:
-    tolerances = {Tolerance(t.key, t.operator == "Exists", t.value, t.effect) for t in pod.spec.tolerations}
-    if qos_class(pod.spec) != BEST_EFFORT:
+    """Everything about the pod that placement looks at. The spec has been admitted: nothing in it raises."""
+    spec, space, labels = pod.spec, pod.metadata.namespace, dict(pod.metadata.labels)
+    tolerances = {Tolerance(t.key, t.operator == "Exists", t.value, t.effect) for t in spec.tolerations}
+    if qos_class(spec) != BEST_EFFORT:
         tolerances.add(Tolerance(MEMORY_PRESSURE, True, "", "NoSchedule"))
+    requests = dict(requests_of(spec))
+    gpu_count, gpu_milli = devices_asked(requests.pop(GPU, 0), requests.pop(GPU_MILLI, 0))
+    nodes, near, apart = spec.affinity.nodeAffinity, spec.affinity.podAffinity, spec.affinity.podAntiAffinity
+    required = nodes.requiredDuringSchedulingIgnoredDuringExecution
+    preferred = nodes.preferredDuringSchedulingIgnoredDuringExecution
     return PodClass(
-        requests_of(pod.spec),
-        tuple(sorted(pod.spec.nodeSelector.items())),
+        tuple(sorted(requests.items())),
+        tuple(sorted(spec.nodeSelector.items())),
         tuple(sorted(tolerances, key=lambda t: (t.key, t.exists, t.value, t.effect))),
-        load_of(pod.spec),
+        load_of(spec),
         owner_of(pod),
         claims_of_pod(pod),
+        space,
+        tuple(sorted(labels.items())),
+        affinity.node_terms(required) if nodes.HasField("requiredDuringSchedulingIgnoredDuringExecution") else None,
+        tuple((one.weight, affinity.node_term(one.preference)) for one in preferred),
+        affinity.pod_terms(near.requiredDuringSchedulingIgnoredDuringExecution, space, labels),
+        affinity.pod_terms(apart.requiredDuringSchedulingIgnoredDuringExecution, space, labels),
+        affinity.weighted_terms(spec.affinity, space, labels),
+        tuple(affinity.spread_of(one, space, labels) for one in spec.topologySpreadConstraints),
+        affinity.host_ports(spec),
+        tuple(affinity.image_name(container.image) for container in spec.containers),
+        gpu_milli,
+        gpu_count,
+        spec.priority,
+        spec.preemptionPolicy != "Never",
+        labels.get(GROUP_LABEL, ""),
+        spec.schedulerName or DEFAULT_PROFILE,
     )
+
+
+def devices_asked(whole: int, milli: int) -> tuple[int, int]:
+    """(whole devices, milli of one): thousands of milli are whole devices."""
+    return (milli // ONE_GPU, 0) if milli and milli % ONE_GPU == 0 else (whole, milli % ONE_GPU)
 
 
 def claims_of_pod(pod: o.Pod) -> tuple[str, ...]:
@@ -143,17 +193,24 @@ def claims_of_pod(pod: o.Pod) -> tuple[str, ...]:
 
 
 class Classes:
-    """Remembers compiled specs by their bytes, so that a replica costs a lookup."""
+    """Remembers compiled specs by their bytes, so that a replica costs a lookup; equal classes are one object."""
 
     def __init__(self) -> None:
-        self._by_bytes: dict[tuple[str, str, bytes], PodClass] = {}
+        self._by_bytes: dict[tuple[str, str, tuple[tuple[str, str], ...], bytes], PodClass] = {}
+        self._classes: dict[PodClass, PodClass] = {}
 
     def of(self, pod: o.Pod) -> PodClass:
-        space = pod.metadata.namespace if pod.spec.volumes else ""  # where its claims are
-        key = (owner_of(pod), space, pod.spec.SerializeToString(deterministic=True))
+        spec, meta = pod.spec, pod.metadata
+        if spec.nodeName:
+            spec = o.PodSpec.FromString(spec.SerializeToString())
+            spec.nodeName = ""
+        labels = tuple(sorted(meta.labels.items()))
+        key = (owner_of(pod), meta.namespace, labels, spec.SerializeToString(deterministic=True))
         found = self._by_bytes.get(key)
         if found is None:
             if len(self._by_bytes) >= CACHE_LIMIT:
                 self._by_bytes.clear()
-            found = self._by_bytes[key] = compile_class(pod)
+                self._classes.clear()
+            made = compile_class(pod)
+            found = self._by_bytes[key] = self._classes.setdefault(made, made)
         return found

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import NamedTuple
 
 from shoal.master.model import Key
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.explain import Explanation, explain
-from shoal.master.scheduler.filters import Static, VolumeFilter, static
-from shoal.master.scheduler.place import place_batch
-from shoal.master.scheduler.snapshot import Snapshot
+from shoal.master.scheduler.filters import Frame, frame
+from shoal.master.scheduler.place import place
+from shoal.master.scheduler.profiles import BUILT_IN, Profile
+from shoal.master.scheduler.queue import Run, runs
+from shoal.master.scheduler.queue import Waiting as Waiting
+from shoal.master.scheduler.queue import order as order
+from shoal.master.scheduler.snapshot import Hold, Snapshot
 
-STATIC_CACHE_LIMIT = 4096  # classes; each costs 9 bytes per node
-
-
-class Waiting(NamedTuple):
-    """A pod in the queue."""
-
-    uid: str
-    key: Key
-    pods: PodClass
+FRAMES_LIMIT = 4096  # classes; each costs some bytes per node
 
 
 class Binding(NamedTuple):
@@ -66,52 +61,42 @@ class Plan:
 class Scheduler:
     """Keeps what was compiled for a snapshot between calls; the same plan comes out without it."""
 
-    def __init__(self) -> None:
-        self._statics: dict[PodClass, Static] = {}
-        self._epoch = -1
+    def __init__(self, profiles: Mapping[str, Profile] = BUILT_IN) -> None:
+        self.profiles = profiles
+        self._frames: dict[PodClass, Frame] = {}
+        self._snapshot: Snapshot | None = None
+        self._made_for: tuple[int, int, int] = (-1, -1, -1)
 
-    def static(self, snapshot: Snapshot, pods: PodClass) -> Static:
-        if self._epoch != snapshot.epoch or len(self._statics) >= STATIC_CACHE_LIMIT:
-            self._statics, self._epoch = {}, snapshot.epoch
-        found = self._statics.get(pods)
+    def frame(self, snapshot: Snapshot, pods: PodClass) -> Frame:
+        """What is known of a class as long as the nodes' facts and the namespaces' labels stay as they are."""
+        now = (snapshot.epoch, snapshot.counts.version, len(snapshot.resources))
+        if snapshot is not self._snapshot or now != self._made_for or len(self._frames) >= FRAMES_LIMIT:
+            self._frames, self._snapshot, self._made_for = {}, snapshot, now
+        found = self._frames.get(pods)
         if found is None:
-            found = self._statics[pods] = static(snapshot, pods)
+            found = self._frames[pods] = frame(snapshot, pods, self.profiles.get(pods.profile))
+        found.state = snapshot.counts.state(pods)  # idle ones are forgotten now and then
         return found
 
     def schedule(self, snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:
-        """In the order of the queue; neighbours of one class are placed together. Room only shrinks within a plan,
-        so that a class that was refused once is refused for the same reason until its end."""
+        """In the order of the queue (see `order`); each run is judged anew."""
         plan = Plan()
-        refused: dict[PodClass, Explanation] = {}
-        for pods, run in groupby(queue, key=lambda waiting: waiting.pods):
-            batch = list(run)
-            placed: list[str] = []
-            if pods not in refused:
-                fixed = self.static(snapshot, pods)
-                uids = [waiting.uid for waiting in batch]
-                place = _place_with_claims if pods.claims else place_batch
-                placed = place(snapshot, pods, fixed, uids)
-            plan.bindings += map(Binding, batch, placed)
-            if len(placed) < len(batch):
-                story = refused.get(pods) or refused.setdefault(pods, explain(snapshot, pods))
-                plan.refusals += _refuse(batch[len(placed) :], story)
+        for run in runs(queue):
+            self._run(snapshot, run, plan)
         return plan
 
+    def _run(self, snapshot: Snapshot, run: Run, plan: Plan) -> None:
+        """A gang's members are one run: gang.py is to take it when `run.group`."""
+        known = self.frame(snapshot, run.pods)
+        placed = place(snapshot, known, run.waiting)
+        plan.bindings += map(Binding, run.waiting, placed)
+        if len(placed) < len(run.waiting):
+            self._refuse(snapshot, known, run.waiting[len(placed) :], plan)
 
-def _place_with_claims(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[str]) -> list[str]:
-    """One by one: where the first goes, its claims go, and the others with them."""
-    placed: list[str] = []
-    for uid in uids:
-        volumes = VolumeFilter.of(snapshot, pods)
-        here = place_batch(snapshot, pods, Static(volumes.mask(fixed.mask), fixed.soft), [uid])
-        if not here:
-            break
-        placed += here
-    return placed
-
-
-def _refuse(waiting: Iterable[Waiting], story: Explanation) -> list[Refusal]:
-    return [Refusal(one, story) for one in waiting]
+    def _refuse(self, snapshot: Snapshot, known: Frame, waiting: Sequence[Waiting], plan: Plan) -> None:
+        """No node takes the first of these, and so none of them: preempt.py is to look for victims here."""
+        story = explain(snapshot, known)
+        plan.refusals += [Refusal(one, story) for one in waiting]
 
 
 def schedule(snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:

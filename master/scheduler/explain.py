@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from shoal.master.scheduler.classes import CPU, MEMORY, STORAGE, PodClass
-from shoal.master.scheduler.filters import VolumeFilter, lacking, reasons
+from shoal.master.scheduler.classes import CPU, MEMORY, STORAGE
+from shoal.master.scheduler.filters import USAGE_REASONS, Frame, blocked_by, filter_reasons, lacking
 from shoal.master.scheduler.snapshot import Snapshot
 
 NO_NODES = "no nodes are registered"
+FULL = "Too many pods"
 UNITS = (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 _SHORT = re.compile(r" \(short of .*?\)")
 _COUNT = re.compile(r"^\d+ ")
@@ -20,39 +21,51 @@ _COUNT = re.compile(r"^\d+ ")
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`message` is for people; `reasons` (without counts) says when the story has changed; `by_usage` whether room
-    that becomes free could help."""
+    """`message` is for people; `reasons` (without counts) says when the story has changed; `by_usage` whether other
+    pods' coming or going could help; `margins` is (resource, the smallest amount that a node lacks of it)."""
 
     message: str
     reasons: frozenset[str]
     counts: tuple[tuple[str, int], ...]
     by_usage: bool
+    margins: tuple[tuple[str, int], ...] = ()
 
 
-def explain(snapshot: Snapshot, pods: PodClass) -> Explanation:
+def explain(snapshot: Snapshot, known: Frame) -> Explanation:
     """Counts the first failing reason of every node, most frequent first, with the smallest shortage there is."""
     if not len(snapshot):
         return Explanation(f"0/0 nodes are available: {NO_NODES}.", frozenset({NO_NODES}), (), False)
-    if blocked := VolumeFilter.of(snapshot, pods).blocked:
-        total = len(snapshot)
-        return Explanation(
-            f"0/{total} nodes are available: {blocked}.", frozenset({blocked}), ((blocked, total),), False
-        )
-    first, words = reasons(snapshot, pods)
-    tally = np.bincount(first[first >= 0], minlength=len(words))
-    counted = Counter({word: int(tally[index]) for index, word in enumerate(words)})
-    short = {lacking(name): (name, value) for name, value in pods.requests}
+    first, words = filter_reasons(snapshot, known)
+    if blocked := blocked_by(snapshot, known):
+        everywhere = ((blocked, len(snapshot)),)
+        message = f"0/{len(snapshot)} nodes are available: {blocked}."
+        return Explanation(message, frozenset({blocked}), everywhere, False)
+    tally = np.bincount(first[first >= 0], minlength=len(words)).tolist()
+    counted = dict(zip(words, tally, strict=True))
+    margins = _margins(snapshot, known, first, words)
     parts = []
     for word, number in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])):
         text = f"{number} {word}"
-        if word in short and word != "Too many pods":
-            name, value = short[word]
-            missing = value - int(snapshot.free(name)[first == words.index(word)].max())
-            text += f" (short of {spell(name, missing)} at best)"
+        if word in margins:
+            name, lack = margins[word]
+            text += f" (short of {spell(name, lack)} at best)"
         parts.append(text)
     message = f"0/{len(snapshot)} nodes are available: {', '.join(parts)}."
-    by_usage = any(word in short for word in words)
-    return Explanation(message, frozenset(words), tuple(sorted(counted.items())), by_usage)
+    by_usage = any(word in USAGE_REASONS or word.startswith("Insufficient ") or word == FULL for word in words)
+    short = tuple(sorted(margins.values()))
+    return Explanation(message, frozenset(words), tuple(sorted(counted.items())), by_usage, short)
+
+
+def _margins(
+    snapshot: Snapshot, known: Frame, first: npt.NDArray[np.int32], words: list[str]
+) -> dict[str, tuple[str, int]]:
+    """Reason -> (resource, the smallest amount that a node lacks of it)."""
+    found = {}
+    for name, wanted in known.pods.requests:
+        word = lacking(name)
+        if word in words and word != FULL:
+            found[word] = (name, wanted - int(snapshot.free(name)[first == words.index(word)].max()))
+    return found
 
 
 def spell(resource: str, amount: int) -> str:

@@ -1,88 +1,329 @@
-"""Placing k identical pods one after the other, at the price of one look at all nodes."""
+"""Placing the pods of a run one after the other, at the price of one look at all nodes.
+
+Three ways, all of which decide what a greedy loop over the nodes would:
+- *ladder*: a placement changes the score of its own node only. Greedy placement of k pods takes the first k of all
+  (node, j) in the order of (-min(score[node, 1..j]), node, j), also where scores are not monotone.
+- *zones*: so it is, save for one hard spread constraint that counts the class itself: one such list per domain, and
+  the rule of the minimum decides which domains are open.
+- *steps*: all else; every pod is a look at all nodes.
+"""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.master.scheduler import scores
-from shoal.master.scheduler.classes import PodClass
-from shoal.master.scheduler.filters import Static, fits
-from shoal.master.scheduler.snapshot import Snapshot, hold_for
+from shoal.master.scheduler import gpus, scores
+from shoal.master.scheduler.filters import (
+    Frame,
+    Scope,
+    VolumeFilter,
+    company_found,
+    feasible,
+    minimum,
+    scopes,
+    spread_counts,
+)
+from shoal.master.scheduler.profiles import Profile
+from shoal.master.scheduler.queue import Waiting
+from shoal.master.scheduler.snapshot import Bools, Floats, Hold, Ints, Snapshot
 
-
-def place_batch(snapshot: Snapshot, pods: PodClass, fixed: Static, uids: list[str]) -> list[str]:
-    """Commits as many of the pods as fit, in order; their nodes' names. The same as greedy placement, one by one:
-    k placements touch only the k nodes that are best at the start, each node's score changes by its own pods only."""
-    possible = np.flatnonzero(fixed.mask & fits(snapshot, pods))
-    if not possible.size:
-        return []
-    value = scores.score(snapshot, pods, fixed)[possible]
-    if len(uids) == 1:
-        best = snapshot.names[int(possible[int(np.argmax(value))])]
-        snapshot.commit(uids[0], hold_for(pods, best))
-        return [best]
-    order = np.argsort(-value, kind="stable")[: len(uids)]
-    heap = [(-float(value[at]), int(possible[at])) for at in order]
-    heapq.heapify(heap)
-    state: dict[int, _Row] = {}
-    placed: list[str] = []
-    for uid in uids:
-        if not heap:
-            break
-        _, index = heap[0]
-        name = snapshot.names[index]
-        snapshot.commit(uid, hold_for(pods, name))
-        placed.append(name)
-        row = state.get(index) or state.setdefault(index, _Row.of(snapshot, pods, fixed, index))
-        if row.take():
-            heapq.heapreplace(heap, (-row.score(), index))
-        else:
-            heapq.heappop(heap)
-    return placed
+NOWHERE = -np.inf
+UNBOUNDED = 2**62
+FEW = 64  # nodes that are always looked at
 
 
 @dataclass(slots=True)
-class _Row:
-    """One node's figures as plain integers: scalar access to arrays is ten times slower."""
+class Bonds:
+    """How pods of a class act on each other. `steps`: on other nodes, too. Else per pod on a node: `pull` is what its
+    company there grows by, `crowd` what its soft spread does; `lonely` nodes take one only; `zone` is the one hard
+    constraint that counts the class itself."""
 
-    alloc: tuple[int, int]  # cpu, memory
-    load: list[int]
-    want: tuple[int, int]
-    room: int  # pods of the class that still fit
-    siblings: int
-    soft: int
-    counted: int  # 1 when the class has an owner
+    steps: bool
+    lonely: Bools | None = None
+    pull: Ints | None = None
+    crowd: Ints | None = None
+    zone: Scope | None = None
+
+
+def bonds(snapshot: Snapshot, known: Frame, profile: Profile) -> Bonds:
+    pods, state, counts = known.pods, known.state, snapshot.counts
+    if known.device.number or pods.claims:
+        return Bonds(True)
+    own = scopes(snapshot, known) if pods.spread else []
+    zones = [scope for scope in own if scope.itself and scope.rule.hard]
+    apart = [term.key for term in pods.anti_affinity if counts.means((term.match,), state)]
+    near = [(1, term) for term in pods.affinity] + [(2 * weight, term) for weight, term in pods.preferred_pods]
+    pulls = [(weight, term.key) for weight, term in near if profile.company and counts.means((term.match,), state)]
+    crowds = [scope for scope in own if scope.itself and not scope.rule.hard and profile.spread]
+    keys = [*apart, *(key for _, key in pulls), *(scope.rule.key for scope in crowds)]
+    if len(zones) > 1 or not all(snapshot.nodes.domains(key).single for key in keys):
+        return Bonds(True)
+    if pods.affinity and counts.means(tuple(term.match for term in pods.affinity), state):
+        if company_found(snapshot, known)[1]:
+            return Bonds(True)  # the first pod decides where the others may go
+    made = Bonds(False, zone=zones[0] if zones else None)
+    if pods.ports:
+        made.lonely = np.ones(len(snapshot), dtype=np.bool_)
+    for key in apart:
+        has = snapshot.nodes.domains(key).has
+        made.lonely = has if made.lonely is None else made.lonely | has
+    for weight, key in pulls:
+        more = weight * snapshot.nodes.domains(key).has.astype(np.int64)
+        made.pull = more if made.pull is None else made.pull + more
+    for scope in crowds:
+        more = scope.domains.has.astype(np.int64)
+        made.crowd = more if made.crowd is None else made.crowd + more
+    return made
+
+
+@dataclass(slots=True)
+class Ladder:
+    """Of a run: every node that can take one, with what its scores are made of."""
+
+    snapshot: Snapshot
+    known: Frame
+    profile: Profile
+    bonds: Bonds
+    possible: Ints  # rows, ascending
+    value: Floats  # of the first pod on each of them
+    raw: scores.Raw
+
+    def best(self, number: int) -> Ints:
+        """The first `number` of `possible` by (-value, row), as ascending positions."""
+        value = self.value
+        if number >= value.size:
+            return np.arange(value.size)
+        limit = np.partition(value, value.size - number)[value.size - number]
+        above = np.flatnonzero(value > limit)
+        ties = np.flatnonzero(value == limit)[: number - above.size]
+        return np.sort(np.concatenate([above, ties]))
+
+    def capacity(self, rows: Ints) -> Ints:
+        """How many pods of the class each of these rows still takes."""
+        assert self.known.demand is not None
+        left = self.snapshot.left
+        room = np.full(rows.size, np.iinfo(np.int64).max)
+        for resource, amount in self.known.demand:
+            np.minimum(room, left[resource, rows] // amount, out=room)
+        if self.bonds.lonely is not None:
+            room[self.bonds.lonely[rows]] = 1
+        return room
+
+    def rungs(self, rows: Ints, depth: int) -> Floats:
+        """float64[rows, depth]: the score of the j-th pod on each row when the others are there."""
+        j = np.arange(depth)[None, :]
+        room, size = self.snapshot.room[:, rows, None], self.snapshot.size[:, rows, None]
+        wanted = self.known.want[:, :, None] * (j + 1)
+        free = np.maximum(room - wanted, 0.0) / size
+        return scores.combine(self.profile, free[0], free[1], self._raw(rows, j))
+
+    def _raw(self, rows: Ints, j: Ints) -> scores.Raw:
+        raw, owner = self.raw, self.known.pods.owner
+        one = np.ones(rows.size, dtype=np.int64)
+        return scores.Raw(
+            None if raw.images is None else raw.images[rows, None],
+            _grown(raw.siblings, rows, one if owner and self.profile.siblings else None, j),
+            None if raw.preference is None else raw.preference[rows, None],
+            _grown(raw.company, rows, None if self.bonds.pull is None else self.bonds.pull[rows], j),
+            _grown(raw.spread, rows, None if self.bonds.crowd is None else self.bonds.crowd[rows], j),
+            None if raw.taints is None else raw.taints[rows, None],
+        )
+
+
+def _grown(start: Ints | None, rows: Ints, growth: Ints | None, j: Ints) -> Ints | None:
+    """What is there already plus `growth` for each of the j pods before."""
+    if growth is None:
+        return None if start is None else start[rows, None]
+    more: Ints = growth[:, None] * j
+    return more if start is None else more + start[rows, None]
+
+
+def ladder(snapshot: Snapshot, known: Frame, profile: Profile, how: Bonds) -> Ladder:
+    possible = np.flatnonzero(feasible(snapshot, known))
+    f, g = scores.shares(snapshot, known)
+    raw = scores.raw_parts(snapshot, known, profile)
+    return Ladder(snapshot, known, profile, how, possible, scores.combine(profile, f, g, raw)[possible], raw)
+
+
+@dataclass(slots=True)
+class Items:
+    """(row, j) pairs in the order in which greedy placement takes them, with their scores. Past the first `deep` of
+    them another pod on a listed node might come before, past the first `wide` a node that is not listed."""
+
+    rows: Ints
+    value: Floats
+    deep: int
+    wide: int
+
+
+def items(made: Ladder, at: Ints, depth: int) -> Items:
+    """Of the nodes at these positions, `depth` pods each."""
+    rows = made.possible[at]
+    room = made.capacity(rows)
+    depth = min(depth, int(room.max()))
+    value = made.rungs(rows, depth)
+    value[np.arange(depth)[None, :] >= room[:, None]] = NOWHERE
+    least = np.minimum.accumulate(value, axis=1).ravel()
+    order = np.argsort(-least, kind="stable")
+    order = order[: np.count_nonzero(least > NOWHERE)]
+    node, j = order // depth, order % depth
+    cut = np.flatnonzero((j == depth - 1) & (room[node] > depth))
+    deep = int(cut[0]) + 1 if cut.size else order.size
+    wide = order.size
+    if at.size < made.possible.size:
+        last = made.value[at].min()
+        last_row = rows[made.value[at] == last].max()
+        listed = least[order]
+        beyond = (listed < last) | ((listed == last) & (rows[node] > last_row))
+        wide = int(np.argmax(beyond)) if beyond.any() else order.size
+    return Items(rows[node], value.ravel()[order], deep if cut.size else UNBOUNDED, wide if at.size < made.possible.size else UNBOUNDED)
+
+
+def climb(made: Ladder, number: int) -> list[int]:
+    """The rows of up to `number` pods, in order, where each touches its own node only: at most `number` nodes are
+    touched, and those are the best ones."""
+    if not made.possible.size:
+        return []
+    if number == 1:
+        return [int(made.possible[int(np.argmax(made.value))])]
+    at = made.best(number)
+    depth = 2 * (-(-number // at.size))
+    while (found := items(made, at, depth)).deep < number:
+        depth *= 4
+    rows: list[int] = found.rows[:number].tolist()
+    return rows
+
+
+def by_zone(made: Ladder, scope: Scope, number: int) -> list[int]:
+    """The same under a hard spread constraint that counts the class itself."""
+    if not made.possible.size:
+        return []
+    at = made.best(max(FEW, 4 * number))
+    counts = spread_counts(made.snapshot, scope)
+    depth = 2
+    while True:
+        found = items(made, at, depth)
+        rows = level(scope, counts, found, number)
+        if rows is not None:
+            return rows
+        if found.wide < UNBOUNDED:
+            at = np.arange(made.possible.size)
+        else:
+            depth *= 4
+
+
+def level(scope: Scope, counts: Ints, found: Items, number: int) -> list[int] | None:
+    """Takes the best of the open domains' next items; None when items that are not listed may be needed."""
+    safe = min(found.deep, found.wide)
+    slots = scope.domains.slots[found.rows]
+    grouped = np.argsort(slots, kind="stable")
+    names, starts = np.unique(slots[grouped], return_index=True)
+    parts = np.split(grouped, starts[1:])
+    lists = {int(name): part[::-1].tolist() for name, part in zip(names, parts, strict=True)}  # the next is last
+    value, rows = (-found.value).tolist(), found.rows.tolist()
+    low = Lowest.of(scope, counts)
+    number_of: list[int] = counts.tolist()
+    heap: list[tuple[float, int, int]] = []
+    closed: dict[int, list[int]] = {}
+    chosen: list[int] = []
+    todo = list(lists)
+    while True:
+        for zone in todo:
+            if number_of[zone] > low.value + scope.rule.max_skew - 1:
+                closed.setdefault(number_of[zone], []).append(zone)
+                continue
+            ahead = lists[zone]
+            if (ahead and ahead[-1] >= safe) or (not ahead and safe < UNBOUNDED):
+                return None
+            if ahead:
+                heapq.heappush(heap, (value[ahead[-1]], rows[ahead[-1]], zone))
+        if not heap or len(chosen) == number:
+            return chosen
+        _, row, zone = heapq.heappop(heap)
+        chosen.append(row)
+        lists[zone].pop()
+        number_of[zone] += 1
+        todo = [zone]
+        if low.grow(number_of[zone]):
+            todo += closed.pop(low.value + scope.rule.max_skew - 1, ())
+
+
+@dataclass(slots=True)
+class Lowest:
+    """The minimum over the eligible domains while they grow by one at a time."""
+
+    value: int
+    fixed: bool  # too few domains: it stays 0
+    at: dict[int, int]  # how many domains have this number of pods
 
     @staticmethod
-    def of(snapshot: Snapshot, pods: PodClass, fixed: Static, index: int) -> _Row:
-        """As before the first pod of the batch, which is committed already."""
-        room = min(
-            (int(snapshot.alloc[r, index]) - int(snapshot.used[r, index])) // value + 1
-            for name, value in pods.requests
-            for r in (snapshot.resources.index(name),)
-        )
-        return _Row(
-            alloc=(int(snapshot.alloc[0, index]), int(snapshot.alloc[1, index])),
-            load=[int(snapshot.load[row, index]) - wanted for row, wanted in enumerate(pods.load)],
-            want=pods.load,
-            room=room,
-            siblings=snapshot.sibling_count(pods.owner, index) - 1 if pods.owner else 0,
-            soft=int(fixed.soft[index]),
-            counted=1 if pods.owner else 0,
-        )
+    def of(scope: Scope, counts: Ints) -> Lowest:
+        value = minimum(scope, counts)
+        among = counts[:-1][scope.places]
+        numbers, times = np.unique(among, return_counts=True)
+        at = dict(zip(numbers.tolist(), times.tolist(), strict=True))
+        return Lowest(value, among.size < scope.rule.min_domains, at)
 
-    def take(self) -> bool:
-        """One more pod is there; True while another fits."""
-        self.room -= 1
-        self.siblings += self.counted
-        self.load[0] += self.want[0]
-        self.load[1] += self.want[1]
-        return self.room > 0
+    def grow(self, number: int) -> bool:
+        """A domain has come to this number; True when the minimum has grown with that."""
+        self.at[number - 1] -= 1
+        self.at[number] = self.at.get(number, 0) + 1
+        if self.fixed or number - 1 != self.value or self.at[self.value]:
+            return False
+        self.value += 1
+        return True
 
-    def score(self) -> float:
-        cpu = scores.part_of(self.alloc[0], self.load[0], self.want[0])
-        memory = scores.part_of(self.alloc[1], self.load[1], self.want[1])
-        return scores.combine(cpu, memory, self.siblings, self.soft)
+
+def step(snapshot: Snapshot, known: Frame, profile: Profile) -> int:
+    """The row for one more pod; -1 for none."""
+    volumes = VolumeFilter.of(snapshot, known.pods) if known.pods.claims else None
+    ok = feasible(snapshot, known, volumes)
+    value = np.where(ok, scores.score(snapshot, known, profile), NOWHERE)
+    best = int(np.argmax(value)) if value.size else -1
+    return best if best >= 0 and ok[best] else -1
+
+
+def place(snapshot: Snapshot, known: Frame, batch: Sequence[Waiting]) -> list[str]:
+    """Commits as many of the pods as fit, in order; their nodes' names."""
+    profile = known.profile
+    if profile is None or known.demand is None or not len(snapshot):
+        return []
+    placed: list[str] = []
+    while len(placed) < len(batch):
+        how = bonds(snapshot, known, profile)
+        rest = batch[len(placed) :]
+        if how.steps:
+            row = step(snapshot, known, profile)
+            rows = [row] if row >= 0 else []
+        else:
+            made = ladder(snapshot, known, profile, how)
+            rows = climb(made, len(rest)) if how.zone is None else by_zone(made, how.zone, len(rest))
+        placed += take(snapshot, known, rest, rows)
+        if not how.steps or not rows:
+            break
+    return placed
+
+
+def take(snapshot: Snapshot, known: Frame, batch: Sequence[Waiting], rows: Sequence[int]) -> list[str]:
+    """The first pods of the batch take these rows."""
+    names, pods = snapshot.names, known.pods
+    nodes = [names[row] for row in rows]
+    holds = [
+        Hold(node, pods, _devices(snapshot, known, row), one.key, False, False, one.arrival)
+        for one, node, row in zip(batch, nodes, rows, strict=False)
+    ]
+    uids = [one.uid for one, _ in zip(batch, rows, strict=False)]
+    if pods.ports or pods.claims or known.device.number:
+        for uid, hold in zip(uids, holds, strict=True):
+            snapshot.commit(uid, hold)
+    else:
+        snapshot.commit_batch(uids, holds, rows)
+    return nodes
+
+
+def _devices(snapshot: Snapshot, known: Frame, row: int) -> tuple[int, ...]:
+    return gpus.choose(snapshot.gpu_left[row].tolist(), known.device) if known.device.number else ()

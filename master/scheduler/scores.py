@@ -1,46 +1,165 @@
-"""Scores, absolute: a placement changes only its own node's. Higher is better; ties go to the first name.
+"""Scores, absolute: a placement changes only its own node's and its domains'. Higher is better; ties go to the first name.
 
-One canonical formula, on arrays and on numbers alike: exact integers in, one division each, the same order of
+One canonical formula, on arrays and on numbers alike: exact integers in, one division for each part, the same order of
 operations, so that a batch and a loop over nodes decide the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
 import numpy as np
-import numpy.typing as npt
 
 from shoal.master.scheduler.classes import PodClass
-from shoal.master.scheduler.filters import Static
-from shoal.master.scheduler.snapshot import Snapshot
+from shoal.master.scheduler.filters import Frame, scopes, spread_counts
+from shoal.master.scheduler.profiles import Profile
+from shoal.master.scheduler.snapshot import Floats, Ints, Snapshot
 
-SOFT_TAINT = 65536.0  # one PreferNoSchedule taint outweighs any crowd of siblings
-SIBLING = 1.0  # one replica of the same owner outweighs any difference in load
-SHARES = 4.0  # the load's part stays below one half
+IMAGE_CAP = 10**9  # bytes per container
+MISSING_KEY = 1024  # what a soft spread constraint counts for a node without its key
+COMPANY_SCALE = 100.0
 
-Floats = npt.NDArray[np.float64]
+Number = TypeVar("Number", float, Floats)
 
 
-def score(snapshot: Snapshot, pods: PodClass, fixed: Static) -> Floats:
+def load_parts(profile: Profile, f: Number, g: Number) -> Iterator[tuple[str, float, Number]]:
+    """(name, weight, value) of the parts that look at the shares of cpu and memory that stay free."""
+    if profile.least:
+        yield "least", profile.least, (f + g) / 2
+    if profile.most:
+        yield "most", profile.most, 1 - (f + g) / 2
+    if profile.balanced:
+        yield "balanced", profile.balanced, 1 - abs(f - g)
+
+
+def image_bytes(snapshot: Snapshot, pods: PodClass) -> dict[str, int]:
+    """Node -> bytes of the pod's images there, at most the cap; of the nodes that have one."""
+    found: dict[str, int] = {}
+    for image in pods.images:
+        for node, size in snapshot.nodes.images.get(image, {}).items():
+            found[node] = found.get(node, 0) + size
+    cap = IMAGE_CAP * len(pods.images)
+    return {node: min(size, cap) for node, size in found.items()}
+
+
+def images_part(snapshot: Snapshot, pods: PodClass) -> Floats | None:
+    found = image_bytes(snapshot, pods) if pods.images and snapshot.nodes.images else {}
+    if not found:
+        return None
+    total = np.zeros(len(snapshot), dtype=np.int64)
+    for node, size in found.items():
+        if node in snapshot.row:
+            total[snapshot.row[node]] = size
+    result: Floats = total / float(IMAGE_CAP * len(pods.images))
+    return result
+
+
+def company_sum(snapshot: Snapshot, known: Frame) -> Ints | None:
+    """int64[N]: the weights of all preferences between the class and the pods of each node's domains."""
+    total: Ints | None = None
+    row = snapshot.row
+    for weight, term in known.pods.preferred_pods:
+        everyone = snapshot.counts.count((term.match,), row).everyone
+        rows = np.flatnonzero(everyone)
+        total = _add(total, snapshot, term.key, rows, everyone[rows] * np.int64(weight))
+    for one in known.state.against:
+        if not one.anti and one.weight:
+            rows, numbers = one.rows(row)
+            total = _add(total, snapshot, one.term.key, rows, numbers * one.weight)
+    return total
+
+
+def _add(total: Ints | None, snapshot: Snapshot, key: str, rows: Ints, weights: Ints) -> Ints | None:
+    if not rows.size:
+        return total
+    domains = snapshot.nodes.domains(key)
+    summed = np.bincount(domains.slots[rows], weights=weights, minlength=domains.size + 1).astype(np.int64)
+    summed[domains.size] = 0
+    more: Ints = summed[domains.slots]
+    return more if total is None else total + more
+
+
+def soft_sum(snapshot: Snapshot, known: Frame) -> Ints | None:
+    """int64[N]: the counts of the soft constraints' domains, and 1024 for each key that is missing."""
+    total: Ints | None = None
+    for scope in scopes(snapshot, known) if known.pods.spread else ():
+        if not scope.rule.hard:
+            counts = spread_counts(snapshot, scope)
+            counts[-1] = MISSING_KEY
+            more: Ints = counts[scope.domains.slots]
+            total = more if total is None else total + more
+    return total
+
+
+@dataclass(slots=True)
+class Raw:
+    """What the parts after the load's are made of, before signs and scales; None where it is zero everywhere."""
+
+    images: Floats | None = None
+    siblings: Ints | None = None
+    preference: Floats | None = None
+    company: Ints | None = None
+    spread: Ints | None = None
+    taints: Ints | None = None
+
+    def parts(self, profile: Profile) -> Iterator[tuple[str, float, Floats | Ints]]:
+        """(name, weight, value), in the documented order."""
+        if self.images is not None:
+            yield "images", profile.images, self.images
+        if self.siblings is not None:
+            yield "siblings", profile.siblings, -self.siblings
+        if self.preference is not None:
+            yield "preference", profile.preference, self.preference
+        if self.company is not None:
+            yield "company", profile.company, self.company / COMPANY_SCALE
+        if self.spread is not None:
+            yield "spread", profile.spread, -self.spread
+        if self.taints is not None:
+            yield "taints", profile.taints, -self.taints
+
+
+def raw_parts(snapshot: Snapshot, known: Frame, profile: Profile) -> Raw:
+    """Of every node; parts without weight are left out."""
+    pods = known.pods
+    return Raw(
+        images_part(snapshot, pods) if profile.images else None,
+        snapshot.owner_counts(pods.owner) if profile.siblings and snapshot.siblings(pods.owner) else None,
+        known.preference if profile.preference else None,
+        company_sum(snapshot, known) if profile.company else None,
+        soft_sum(snapshot, known) if profile.spread and pods.spread else None,
+        known.soft if profile.taints else None,
+    )
+
+
+def shares(snapshot: Snapshot, known: Frame) -> tuple[Floats, Floats]:
+    """The shares of cpu and memory that stay free with one more pod of the class."""
+    free = snapshot.room - known.want
+    np.maximum(free, 0.0, out=free)
+    free /= snapshot.size
+    return free[0], free[1]
+
+
+def combine(profile: Profile, f: Floats, g: Floats, raw: Raw) -> Floats:
+    """The weighted sum."""
+    total = np.zeros_like(f)
+    for _, weight, part in load_parts(profile, f, g):
+        total += weight * part
+    for _, weight, other in raw.parts(profile):
+        total += weight * other
+    return total
+
+
+def score(snapshot: Snapshot, known: Frame, profile: Profile) -> Floats:
     """Of every node for one more of the class, before it is there."""
-    cpu, memory = (part(snapshot, row, wanted) for row, wanted in enumerate(pods.load))
-    siblings = snapshot.owner_counts(pods.owner) if pods.owner else np.zeros(len(snapshot), dtype=np.int64)
-    result: Floats = (cpu + memory) / SHARES - siblings * SIBLING - fixed.soft * SOFT_TAINT
-    return result
+    f, g = shares(snapshot, known)
+    return combine(profile, f, g, raw_parts(snapshot, known, profile))
 
 
-def part(snapshot: Snapshot, row: int, wanted: int) -> Floats:
-    """The share of cpu (row 0) or memory (row 1) that stays free; 0 where there is none or too little."""
-    alloc = snapshot.alloc[row]
-    left = np.maximum(alloc - snapshot.load[row] - wanted, 0)
-    result: Floats = np.where(alloc > 0, left / np.maximum(alloc, 1), 0.0)
-    return result
-
-
-def part_of(alloc: int, load: int, wanted: int) -> float:
-    """`part` of a single node."""
-    return max(alloc - load - wanted, 0) / alloc if alloc > 0 else 0.0
-
-
-def combine(cpu: float, memory: float, siblings: int, soft: int) -> float:
-    """`score` of a single node."""
-    return (cpu + memory) / SHARES - siblings * SIBLING - soft * SOFT_TAINT
+def score_parts(snapshot: Snapshot, known: Frame, profile: Profile) -> dict[str, Floats]:
+    """Each part's value on every node, unweighted; those of the profile that are not zero everywhere."""
+    f, g = shares(snapshot, known)
+    found = {name: part for name, _, part in load_parts(profile, f, g)}
+    raw = raw_parts(snapshot, known, profile)
+    return found | {name: part.astype(np.float64) for name, _, part in raw.parts(profile)}

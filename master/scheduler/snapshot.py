@@ -5,81 +5,61 @@ Owned by one loop: fed by `apply`, changed by `commit` and `undo`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.master.model import FINAL_PHASES, Event
-from shoal.master.scheduler.classes import (
-    BASE_RESOURCES,
-    PodClass,
-    amounts,
-    claims_of_pod,
-    load_of,
-    owner_of,
-    requests_of,
-)
+from shoal.master.model import FINAL_PHASES, Event, Key, Object
+from shoal.master.scheduler.classes import BASE_RESOURCES, Classes, PodClass, devices_of
+from shoal.master.scheduler.counts import ClassState, Counts
+from shoal.master.scheduler.gpus import WHOLE, Want
+from shoal.master.scheduler.groups import Budget, Group, budget_of, group_of
+from shoal.master.scheduler.nodes import Bools as Bools
+from shoal.master.scheduler.nodes import Ints as Ints
+from shoal.master.scheduler.nodes import NodeFacts as NodeFacts
+from shoal.master.scheduler.nodes import Nodes
+from shoal.master.scheduler.nodes import TaintKey as TaintKey
+from shoal.master.scheduler.nodes import facts_of as facts_of
+from shoal.master.scheduler.terms import Rule
 from shoal.master.scheduler.volumes import KINDS as VOLUME_KINDS
 from shoal.master.scheduler.volumes import Volumes
 from shoal.master.volumes import Place
+from shoal.proto.rules.resources import GPU
 from shoal.proto.v1 import objects_pb2 as o
 
-Ints: TypeAlias = npt.NDArray[np.int64]
-Bools: TypeAlias = npt.NDArray[np.bool_]
+JOURNAL_LIMIT = 65_536  # rows that changed, before the older half is forgotten
 
-LABEL_ROWS_LIMIT = 512  # label pairs whose node masks are kept
+DEVICES_LIMIT = 64  # of a node; more are not given out
 
-
-class TaintKey(NamedTuple):
-    key: str
-    value: str
-    effect: str
-
-    def __str__(self) -> str:
-        return f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
+Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """What placement needs to know of a node."""
-
-    name: str
-    alloc: dict[str, int]
-    labels: dict[str, str]
-    taints: frozenset[TaintKey]
-    ready: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What a bound pod takes of its node."""
+class Hold(NamedTuple):
+    """What a pod takes of its node. `nominated`: the room is held for a pod whose victims are still there;
+    `leaving`: it is being deleted; `arrival`: etcd's create revision and uid."""
 
     node: str
-    requests: tuple[tuple[str, int], ...]
-    load: tuple[int, int]  # cpu and memory as the scores count them
-    owner: str
-    claims: tuple[str, ...] = ()
+    pods: PodClass
+    devices: tuple[int, ...] = ()
+    key: Key | None = None
+    leaving: bool = False
+    nominated: bool = False
+    arrival: tuple[int, str] = (0, "")
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a batch of events made better: which reasons for waiting may have gone."""
+    """What a batch of events changed: which reasons for waiting may have gone."""
 
     nodes_changed: bool
     freed: bool
     volumes_changed: bool = False
-
-
-def facts_of(node: o.Node) -> NodeFacts:
-    status = node.status
-    alloc = amounts(status.allocatable) if status.allocatable else amounts(status.capacity)
-    is_ready = any(c.type == "Ready" and c.status == "True" for c in status.conditions)
-    closing = node.metadata.HasField("deletionTimestamp")
-    taints = frozenset(TaintKey(t.key, t.value, t.effect) for t in node.spec.taints)
-    return NodeFacts(node.metadata.name, alloc, dict(node.metadata.labels), taints, is_ready and not closing)
+    spaces_changed: bool = False  # labels of namespaces
+    budgets_changed: bool = False
+    groups_changed: bool = False
 
 
 def holds(pod: o.Pod) -> bool:
@@ -87,108 +67,170 @@ def holds(pod: o.Pod) -> bool:
     return bool(pod.spec.nodeName) and pod.status.phase not in FINAL_PHASES
 
 
-def hold_of(pod: o.Pod) -> Hold:
-    """What a bound pod takes."""
-    spec = pod.spec
-    return Hold(spec.nodeName, requests_of(spec), load_of(spec), owner_of(pod), claims_of_pod(pod))
-
-
 def hold_for(pods: PodClass, node: str) -> Hold:
     """What one more pod of the class takes."""
-    return Hold(node, pods.requests, pods.load, pods.owner, pods.claims)
+    return Hold(node, pods)
 
 
 class Snapshot:
-    """`alloc` and `used` are int64[resource, node]; `resources` names their rows. `load` is int64[2, node]: cpu and
-    memory, the first two of them, as the scores count them."""
+    """`alloc`, `used` and `left` (the one less the other) are int64[resource, node]; `resources` names their rows.
+    `load` is int64[2, node]: cpu and memory, the first two of them, as the scores count them; `room` is what is
+    allocatable less that, and `size` what is allocatable (at least 1), both as float64[2, node] for the shares. `gpu_left` is int64[node, device]:
+    the milli that are left of each."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.row: dict[str, int] = {}
+    def __init__(self, classes: Classes | None = None) -> None:
+        self.nodes = Nodes()
         self.resources: list[str] = list(BASE_RESOURCES)
-        self.alloc: Ints = np.zeros((len(self.resources), 0), dtype=np.int64)
-        self.used: Ints = np.zeros((len(self.resources), 0), dtype=np.int64)
-        self.load: Ints = np.zeros((2, 0), dtype=np.int64)
-        self.ready: Bools = np.zeros(0, dtype=np.bool_)
         self.volumes = Volumes()
-        self.epoch = 0  # grows with every change of a node
-        self._facts: dict[str, NodeFacts] = {}
+        self.counts = Counts()
+        self.budgets: dict[tuple[str, str], Budget] = {}  # by namespace, name
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.revision = 0  # the newest that was applied
+        self.journal: list[int] = []  # rows in the order in which their usage changed
+        self.forgotten = 0  # rows that were in the journal before
+        self._classes = classes or Classes()
+        self._resource_rows = {name: index for index, name in enumerate(self.resources)}
         self._holds: dict[str, Hold] = {}  # by pod uid
-        self._by_node: dict[str, set[str]] = {}
+        self._by_node: dict[str, dict[str, Hold]] = {}  # node -> uid -> hold
         self._owners: dict[str, dict[str, int]] = {}  # owner uid -> node -> its pods there
-        self._taints: dict[TaintKey, Bools] | None = None
-        self._label_rows: dict[tuple[str, str], Bools] = {}
+        self._ports: dict[tuple[str, int], dict[str, dict[str, int]]] = {}  # protocol, port -> address -> node -> pods
+        self._empty_tables(0)
+
+    def _empty_tables(self, nodes: int) -> None:
+        shape = (len(self.resources), nodes)
+        self.alloc: Ints = np.zeros(shape, dtype=np.int64)
+        self.used: Ints = np.zeros(shape, dtype=np.int64)
+        self.left: Ints = np.zeros(shape, dtype=np.int64)
+        self.load: Ints = np.zeros((2, nodes), dtype=np.int64)
+        self.room: Floats = np.zeros((2, nodes), dtype=np.float64)
+        self.size: Floats = np.ones((2, nodes), dtype=np.float64)
+        self.ready: Bools = np.zeros(nodes, dtype=np.bool_)
+        self.gpu_left: Ints = np.zeros((nodes, 0), dtype=np.int64)
+
+    def clone(self) -> Snapshot:
+        """An independent copy, to plan on; the classes that were compiled are shared."""
+        made = Snapshot(self._classes)
+        made.nodes, made.volumes, made.counts = self.nodes.clone(), self.volumes.clone(), self.counts.clone()
+        made.resources, made._resource_rows = list(self.resources), dict(self._resource_rows)
+        made.budgets, made.groups, made.revision = dict(self.budgets), dict(self.groups), self.revision
+        made._holds = dict(self._holds)
+        made._by_node = {node: dict(there) for node, there in self._by_node.items()}
+        made._owners = {owner: dict(on) for owner, on in self._owners.items()}
+        made._ports = {port: {ip: dict(on) for ip, on in taken.items()} for port, taken in self._ports.items()}
+        for table in ("alloc", "used", "left", "load", "room", "size", "ready", "gpu_left"):
+            setattr(made, table, getattr(self, table).copy())
+        return made
 
     # ---- what it says ----
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.nodes.names)
+
+    @property
+    def names(self) -> list[str]:
+        return self.nodes.names
+
+    @property
+    def row(self) -> dict[str, int]:
+        return self.nodes.row
+
+    @property
+    def epoch(self) -> int:
+        return self.nodes.epoch
+
+    @property
+    def version(self) -> int:
+        """Grows with every change of usage: a position in the journal."""
+        return self.forgotten + len(self.journal)
 
     def facts(self) -> list[NodeFacts]:
         """In the order of the rows."""
-        return [self._facts[name] for name in self.names]
+        return self.nodes.in_order()
 
     def places(self) -> list[Place]:
         """The nodes as volumes see them, in the order of the rows."""
-        return [Place(name, self._facts[name].labels) for name in self.names]
+        return self.nodes.places()
 
     def held(self, uid: str) -> Hold | None:
         return self._holds.get(uid)
 
+    def pods_on(self, node: str) -> Mapping[str, Hold]:
+        """What the node holds, by uid."""
+        return self._by_node.get(node, {})
+
     def resource_row(self, name: str) -> int | None:
-        try:
-            return self.resources.index(name)
-        except ValueError:
-            return None
+        return self._resource_rows.get(name)
 
     def taint_rows(self) -> dict[TaintKey, Bools]:
         """For each distinct taint the nodes that carry it."""
-        if self._taints is None:
-            self._taints = {}
-            for index, facts in enumerate(self.facts()):
-                for taint in facts.taints:
-                    row = self._taints.get(taint)
-                    if row is None:
-                        row = self._taints[taint] = np.zeros(len(self), dtype=np.bool_)
-                    row[index] = True
-        return self._taints
+        return self.nodes.taint_rows()
 
     def label_row(self, key: str, value: str) -> Bools:
         """The nodes with this label."""
-        found = self._label_rows.get((key, value))
-        if found is None:
-            if len(self._label_rows) >= LABEL_ROWS_LIMIT:
-                self._label_rows.clear()
-            has = (facts.labels.get(key) == value for facts in self.facts())
-            found = self._label_rows[key, value] = np.fromiter(has, dtype=np.bool_, count=len(self))
-        return found
+        return self.nodes.label_mask(Rule(key, "In", (value,)))
 
     def owner_counts(self, owner: str) -> Ints:
         """How many pods of the owner each node holds."""
         counts = np.zeros(len(self), dtype=np.int64)
+        row = self.row
         for node, number in self._owners.get(owner, {}).items():
-            index = self.row.get(node)
+            index = row.get(node)
             if index is not None:
                 counts[index] = number
         return counts
 
-    def sibling_count(self, owner: str, index: int) -> int:
-        return self._owners.get(owner, {}).get(self.names[index], 0)
+    def siblings(self, owner: str) -> Mapping[str, int]:
+        """Node -> pods of this owner."""
+        return self._owners.get(owner, {}) if owner else {}
+
+    def port_takers(self, protocol: str, port: int) -> Mapping[str, Mapping[str, int]]:
+        """Host address -> node -> pods that have this port there."""
+        return self._ports.get((protocol, port), {})
+
+    def free(self, resource: str) -> Ints:
+        """What is left per node; negative where more is bound than there is. Nothing of what no node has."""
+        index = self.resource_row(resource)
+        if index is None:
+            return np.zeros(len(self), dtype=np.int64)
+        left: Ints = self.left[index].copy()
+        return left
 
     # ---- events ----
     def apply(self, events: Iterable[Event]) -> Applied:
-        """Nodes and pods as committed; the order within the batch does not matter for different objects."""
+        """Objects as committed; the order within the batch does not matter for different objects."""
         changed: dict[str, NodeFacts | None] = {}
-        freed = volumes_changed = False
+        freed = spaces = False
+        kinds = set()
         for event in events:
-            if event.key.kind == "Node":
-                node = event.new.message if event.new else None
-                changed[event.key.name] = facts_of(node) if isinstance(node, o.Node) else None
-            elif event.key.kind == "Pod":
+            self.revision = max(self.revision, event.revision)
+            kind = event.key.kind
+            if kind == "Pod":
                 freed = self._apply_pod(event) or freed
-            elif event.key.kind in VOLUME_KINDS:
+                continue
+            kinds.add(kind)
+            new = event.new.message if event.new else None
+            if kind == "Node":
+                changed[event.key.name] = facts_of(new) if isinstance(new, o.Node) else None
+            elif kind in VOLUME_KINDS:
                 self.volumes.apply(event)
-                volumes_changed = True
-        return Applied(self._apply_nodes(changed), freed, volumes_changed)
+            elif kind == "Namespace":
+                labels = dict(new.metadata.labels) if new else None
+                spaces = self.counts.take_space(event.key.name, labels) or spaces
+            else:
+                self._apply_policy(event.key, new)
+        nodes = self._apply_nodes(changed) if changed else False
+        policies = ("PodDisruptionBudget" in kinds, "PodGroup" in kinds)
+        return Applied(nodes, freed, bool(kinds & VOLUME_KINDS), spaces, *policies)
+
+    def _apply_policy(self, key: Key, new: Object | None) -> None:
+        name = key.namespace, key.name
+        if isinstance(new, o.PodDisruptionBudget):
+            self.budgets[name] = budget_of(new)
+        elif isinstance(new, o.PodGroup):
+            self.groups[name] = group_of(new)
+        elif key.kind == "PodDisruptionBudget":
+            self.budgets.pop(name, None)
+        elif key.kind == "PodGroup":
+            self.groups.pop(name, None)
 
     def _apply_pod(self, event: Event) -> bool:
         """True when something was freed."""
@@ -197,7 +239,7 @@ class Snapshot:
         freed = False
         if isinstance(old, o.Pod) and (new is None or new.metadata.uid != old.metadata.uid):
             freed = self.undo(old.metadata.uid)
-        if not isinstance(new, o.Pod):
+        if event.new is None or not isinstance(new, o.Pod):
             return freed
         uid = new.metadata.uid
         if not holds(new):
@@ -205,117 +247,196 @@ class Snapshot:
             ended = new.status.phase in FINAL_PHASES
             return (self.undo(uid) if ended else False) or freed
         known = self._holds.get(uid)
-        if known is None or known.node != new.spec.nodeName:
+        if known is None or not _same(known, new):
             self.undo(uid)
-            self.commit(uid, hold_of(new))
+            self.commit(uid, self.hold_of(new, event.key, event.new.created))
+            freed = freed or known is not None
         return freed
 
+    def hold_of(self, pod: o.Pod, key: Key, created: int) -> Hold:
+        """What a bound pod takes."""
+        leaving = pod.metadata.HasField("deletionTimestamp")
+        arrival = (created, pod.metadata.uid)
+        return Hold(pod.spec.nodeName, self._classes.of(pod), devices_of(pod), key, leaving, False, arrival)
+
+    # ---- what pods take ----
     def commit(self, uid: str, hold: Hold) -> None:
         """The pod takes its part of the node, known or not yet known."""
         assert uid not in self._holds, f"pod {uid} is placed twice"
         self._holds[uid] = hold
-        if hold.claims:
-            self.volumes.use(uid, hold.node, hold.claims)
-        self._by_node.setdefault(hold.node, set()).add(uid)
-        if hold.owner:
-            on = self._owners.setdefault(hold.owner, {})
-            on[hold.node] = on.get(hold.node, 0) + 1
-        self._count(hold, 1)
+        self._by_node.setdefault(hold.node, {})[uid] = hold
+        self._count(uid, hold, 1)
 
     def undo(self, uid: str) -> bool:
         """Gives back what the pod took; False when it took nothing."""
         hold = self._holds.pop(uid, None)
         if hold is None:
             return False
-        if hold.claims:
-            self.volumes.leave(uid, hold.claims)
         on_node = self._by_node[hold.node]
-        on_node.discard(uid)
+        del on_node[uid]
         if not on_node:
             del self._by_node[hold.node]
-        if hold.owner:
-            self._forget_owner(hold)
-        self._count(hold, -1)
+        self._count(uid, hold, -1)
         return True
 
-    def _forget_owner(self, hold: Hold) -> None:
-        on = self._owners[hold.owner]
-        on[hold.node] -= 1
-        if not on[hold.node]:
-            del on[hold.node]
-        if not on:
-            del self._owners[hold.owner]
+    def _count(self, uid: str, hold: Hold, sign: int) -> None:
+        node, pods = hold.node, hold.pods
+        index = self.nodes.row.get(node)
+        state = self.counts.state(pods)
+        self.counts.add(state, node, index, sign, hold.leaving)
+        if pods.owner:
+            _bump(self._owners, pods.owner, node, sign)
+        for protocol, address, port in pods.ports:
+            _bump(self._ports.setdefault((protocol, port), {}), address, node, sign)
+        if pods.claims and sign > 0:
+            self.volumes.use(uid, node, pods.claims)
+        elif pods.claims:
+            self.volumes.leave(uid, pods.claims)
+        if index is not None:
+            self._use(state, index, sign)
+            if hold.devices:
+                self._use_devices(hold, index, sign)
 
-    def _count(self, hold: Hold, sign: int) -> None:
-        index = self.row.get(hold.node)
-        if index is None:
+    def _use_devices(self, hold: Hold, index: int, sign: int) -> None:
+        """Devices that the node does not have (any more) are not counted."""
+        there = [device for device in hold.devices if device < self.gpu_left.shape[1]]
+        milli = Want.of(hold.pods.gpu_milli, hold.pods.gpu_count).milli
+        self.gpu_left[index, there] -= sign * milli
+
+    def _use(self, state: ClassState, index: int, sign: int) -> None:
+        for resource, amount in self.demand(state):
+            self.used[resource, index] += sign * amount
+            self.left[resource, index] -= sign * amount
+        for resource, amount in enumerate(state.pods.load):
+            self.load[resource, index] += sign * amount
+            self.room[resource, index] = self.alloc[resource, index] - self.load[resource, index]
+        self._touch((index,))
+
+    def _touch(self, rows: Iterable[int]) -> None:
+        self.journal += rows
+        if len(self.journal) > JOURNAL_LIMIT:
+            half = len(self.journal) // 2
+            del self.journal[:half]
+            self.forgotten += half
+
+    def touched(self, since: int) -> list[int] | None:
+        """The rows that changed since that version; None when it is too long ago."""
+        at = since - self.forgotten
+        return self.journal[at:] if at >= 0 else None
+
+    def demand(self, state: ClassState) -> tuple[tuple[int, int], ...]:
+        """The class's requests as (row, amount); resources that are new get a row."""
+        if state.demand is None:
+            state.demand = tuple((self._resource(name), amount) for name, amount in state.pods.requests)
+        return state.demand
+
+    def commit_batch(self, uids: Sequence[str], hold_list: Sequence[Hold], rows: Sequence[int]) -> None:
+        """`commit` of pods of one class that are not leaving and have no claims, devices or host ports, on known
+        nodes: the figures are added up first."""
+        if len(uids) < 4:
+            for uid, hold in zip(uids, hold_list, strict=True):
+                self.commit(uid, hold)
             return
-        for name, value in hold.requests:
-            resource = self._resource(name)  # first: it may replace `used`
-            self.used[resource, index] += sign * value
-        self.load[0, index] += sign * hold.load[0]
-        self.load[1, index] += sign * hold.load[1]
+        state = self.counts.state(hold_list[0].pods)
+        by_node, held = self._by_node, self._holds
+        owners = self._owners.setdefault(state.pods.owner, {}) if state.pods.owner else None
+        for uid, hold in zip(uids, hold_list, strict=True):
+            assert uid not in held, f"pod {uid} is placed twice"
+            held[uid] = hold
+            node = hold.node
+            there = by_node.get(node)
+            if there is None:
+                by_node[node] = {uid: hold}
+            else:
+                there[uid] = hold
+            if owners is not None:
+                owners[node] = owners.get(node, 0) + 1
+        distinct, numbers = np.unique(np.array(rows, dtype=np.int64), return_counts=True)
+        self.counts.add_many(state, [hold.node for hold in hold_list], distinct, numbers)
+        for resource, amount in self.demand(state):
+            self.used[resource, distinct] += numbers * amount
+            self.left[resource, distinct] -= numbers * amount
+        for resource, amount in enumerate(state.pods.load):
+            self.load[resource, distinct] += numbers * amount
+            self.room[resource, distinct] = self.alloc[resource, distinct] - self.load[resource, distinct]
+        self._touch(distinct.tolist())
 
     def _resource(self, name: str) -> int:
         """The row of a resource; a new one is appended."""
-        found = self.resource_row(name)
+        found = self._resource_rows.get(name)
         if found is None:
-            found = len(self.resources)
+            found = self._resource_rows[name] = len(self.resources)
             self.resources.append(name)
             empty = np.zeros((1, len(self)), dtype=np.int64)
-            self.alloc = np.vstack([self.alloc, empty])
-            self.used = np.vstack([self.used, empty])
+            self.alloc, self.used, self.left = (np.vstack([t, empty]) for t in (self.alloc, self.used, self.left))
         return found
 
     # ---- nodes ----
     def _apply_nodes(self, changed: dict[str, NodeFacts | None]) -> bool:
-        real = {name: facts for name, facts in changed.items() if facts != self._facts.get(name)}
-        if not real:
-            return False
-        self.epoch += 1
-        self._taints, self._label_rows = None, {}
-        reshaped = False
-        for name, facts in real.items():
-            reshaped = reshaped or facts is None or name not in self._facts
-            if facts is None:
-                del self._facts[name]
-            else:
-                self._facts[name] = facts
+        before = self.nodes.row
+        real, reshaped = self.nodes.take(changed)
         if reshaped:
-            self._reshape()
+            self._reshape(before)
         for name, facts in real.items():
             if facts is not None:
                 self._set_row(self.row[name], facts)
-        return True
+        return bool(real)
 
-    def _reshape(self) -> None:
+    def _reshape(self, before: Mapping[str, int]) -> None:
         """New rows in the order of names; what stays keeps its figures, what is new counts its pods."""
-        before, old = self.row, (self.alloc, self.used, self.load, self.ready)
-        self.names = sorted(self._facts)
-        self.row = {name: index for index, name in enumerate(self.names)}
-        kept = [(index, before[name]) for index, name in enumerate(self.names) if name in before]
+        old = (self.alloc, self.used, self.load, self.ready)
+        kept = [(index, before[name]) for name, index in self.row.items() if name in before]
         to, came = [index for index, _ in kept], [index for _, index in kept]
-        shape = (len(self.resources), len(self.names))
-        self.alloc, self.used = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        self.load = np.zeros((2, len(self.names)), dtype=np.int64)
-        self.ready = np.zeros(len(self.names), dtype=np.bool_)
+        self._empty_tables(len(self))
+        self.counts.resize(len(self))
         self.alloc[:, to], self.used[:, to], self.load[:, to] = (table[:, came] for table in old[:3])
         self.ready[to] = old[3][came]
-        for name in self.names:
+        for name, index in self.row.items():
             if name not in before:
-                for uid in self._by_node.get(name, ()):
-                    self._count(self._holds[uid], 1)
+                for hold in self.pods_on(name).values():
+                    self._use(self.counts.state(hold.pods), index, 1)
+            self._set_devices(index, self.nodes.facts[name])
+        self._derive(slice(None))
 
     def _set_row(self, index: int, facts: NodeFacts) -> None:
         for name in facts.alloc:
             self._resource(name)
         self.alloc[:, index] = [facts.alloc.get(name, 0) for name in self.resources]
         self.ready[index] = facts.ready
+        self._set_devices(index, facts)
+        self._derive(index)
 
-    def free(self, resource: str) -> Ints:
-        """What is left per node; negative where more is bound than there is. Nothing of what no node has."""
-        index = self.resource_row(resource)
-        if index is None:
-            return np.zeros(len(self), dtype=np.int64)
-        result: Ints = self.alloc[index] - self.used[index]
-        return result
+    def _set_devices(self, index: int, facts: NodeFacts) -> None:
+        number = facts.alloc.get(GPU, 0)
+        wide = self.gpu_left.shape[1]
+        if number > wide:
+            self.gpu_left = np.pad(self.gpu_left, ((0, 0), (0, min(number, DEVICES_LIMIT) - wide)))
+        if not self.gpu_left.shape[1]:
+            return
+        self.gpu_left[index] = np.where(np.arange(self.gpu_left.shape[1]) < number, WHOLE, 0)
+        for hold in self.pods_on(facts.name).values():
+            self._use_devices(hold, index, 1)
+
+    def _derive(self, rows: slice | int) -> None:
+        self.left[:, rows] = self.alloc[:, rows] - self.used[:, rows]
+        self.room[:, rows] = self.alloc[:2, rows] - self.load[:, rows]
+        self.size[:, rows] = np.maximum(self.alloc[:2, rows], 1)
+
+
+def _same(hold: Hold, pod: o.Pod) -> bool:
+    """Whether the hold still says of the bound pod what there is to say; the rest of its spec never changes."""
+    if hold.node != pod.spec.nodeName or hold.nominated or hold.leaving != pod.metadata.HasField("deletionTimestamp"):
+        return False
+    labels = pod.metadata.labels
+    return len(labels) == len(hold.pods.labels) and all(labels.get(key) == value for key, value in hold.pods.labels)
+
+
+def _bump(table: dict[str, dict[str, int]], first: str, second: str, by: int) -> None:
+    inner = table.setdefault(first, {})
+    number = inner.get(second, 0) + by
+    if number:
+        inner[second] = number
+        return
+    inner.pop(second, None)
+    if not inner:
+        del table[first]

@@ -39,6 +39,16 @@ class Volumes:
     _free: dict[str, set[str]] = field(default_factory=dict)  # class -> volumes that no claim has
     _choosing: dict[str, set[str]] = field(default_factory=dict)  # class -> claims with a node but without a volume
 
+    def clone(self) -> Volumes:
+        return Volumes(
+            dict(self.claims),
+            dict(self.volumes),
+            dict(self.classes),
+            {name: dict(users) for name, users in self._users.items()},
+            {name: set(free) for name, free in self._free.items()},
+            {name: set(choosing) for name, choosing in self._choosing.items()},
+        )
+
     # ---- events ----
     def apply(self, event: Event) -> None:
         new = event.new.message if event.new else None

@@ -152,7 +152,7 @@ def test_the_node_selector_holds() -> None:
     one.spec.nodeSelector["disk"] = "ssd"
     assert nodes_of(place(snapshot_of(node("a"), node("b", disk="ssd")), one)) == ["b"]
     refused = place(snapshot_of(node("a")), one).refusals[0].explanation
-    assert "1 node(s) didn't match Pod's node selector" in refused.message
+    assert "1 node(s) didn't match Pod's node affinity/selector" in refused.message
     assert not refused.by_usage
 
 

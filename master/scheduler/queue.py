@@ -1,0 +1,63 @@
+"""The queue: who waits, in which order their turns come, and the runs in which they are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from shoal.master.model import Key
+from shoal.master.scheduler.classes import PodClass
+
+
+class Waiting(NamedTuple):
+    """A pod in the queue. `arrival`: etcd's create revision, uid."""
+
+    uid: str
+    key: Key
+    pods: PodClass
+    arrival: tuple[int, str] = (0, "")
+
+
+class Run(NamedTuple):
+    """Neighbours that are placed together: pods of one class, or the members of a gang (`group` says which)."""
+
+    group: str
+    pods: PodClass  # of the first
+    waiting: list[Waiting]
+
+
+def order(queue: Iterable[Waiting]) -> list[Waiting]:
+    """By priority, highest first, then by arrival; within one priority pods of one class stand together, at the place
+    of the first of them, and so do the members of a gang, ordered in the same way among themselves."""
+    by_priority: dict[int, list[Waiting]] = {}
+    for one in sorted(queue, key=lambda waiting: waiting.arrival):
+        by_priority.setdefault(one.pods.priority, []).append(one)
+    result: list[Waiting] = []
+    for priority in sorted(by_priority, reverse=True):
+        for together in _together(by_priority[priority], _gang_or_class).values():
+            if together[0].pods.group:
+                for alike in _together(together, lambda waiting: waiting.pods).values():
+                    result += alike
+            else:
+                result += together
+    return result
+
+
+def _gang_or_class(waiting: Waiting) -> Hashable:
+    pods = waiting.pods
+    return (pods.namespace, pods.group) if pods.group else pods
+
+
+def _together(queue: Sequence[Waiting], key: Callable[[Waiting], Hashable]) -> dict[Hashable, list[Waiting]]:
+    found: dict[Hashable, list[Waiting]] = {}
+    for one in queue:
+        found.setdefault(key(one), []).append(one)
+    return found
+
+
+def runs(queue: Sequence[Waiting]) -> Iterator[Run]:
+    """In the order of the queue."""
+    for _, found in groupby(queue, key=_gang_or_class):
+        waiting = list(found)
+        yield Run(waiting[0].pods.group, waiting[0].pods, waiting)
