@@ -29,7 +29,7 @@ WINDOW = 5000  # pods of one plan: bounds how long the other loops wait
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 10.0
 BACKOFF_DOUBLINGS = 7
-WATCHED = ("Node", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "Pod")
+WATCHED = ("Namespace", "Node", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "PodDisruptionBudget", "PodGroup", "Pod")
 
 
 class SchedulingLoop:
