@@ -36,6 +36,7 @@ from shoal.proto.v1 import session_pb2 as s
 from tests.memory_view import MemoryView
 
 PATIENCE_S = 60.0  # a condition may take
+QUICK = Config(heartbeat_period=0.2, hello_patience=1.0, tunnel_patience=1.0)
 
 
 class MemoryStore:
@@ -177,13 +178,17 @@ def unavailable() -> Unavailable:
 
 @asynccontextmanager
 async def memory_master(
-    server: MemoryEtcd | None = None, *, name: str = "m0", loops: bool = True, faults: Faults | None = None
+    server: MemoryEtcd | None = None,
+    *,
+    name: str = "m0",
+    loops: bool = True,
+    faults: Faults | None = None,
+    config: Config = QUICK,
 ) -> AsyncIterator[Master]:
     """A whole master over the store in memory, leading unless another does."""
     etcd = server or MemoryEtcd()
     port = Memory(etcd, faults)
     clock = asyncio.get_running_loop().time
-    config = Config(heartbeat_period=0.2, hello_patience=1.0, tunnel_patience=1.0)
     settings = Settings(name, f"{name}.example:7000", config, loops)
     meters = Meters(CollectorRegistry())
     master = Master(settings, port, TaskRenewer(port, clock), time.time, clock, random.Random(1), meters)

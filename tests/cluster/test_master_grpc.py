@@ -17,6 +17,7 @@ from shoal.master.api import top
 from shoal.master.api.forward import Forwarder
 from shoal.master.api.grpc_server import SERVER_OPTIONS, ClusterAdapter, credentials
 from shoal.master.core import Master
+from shoal.master.dispatcher.dispatcher import Config
 from shoal.master.dispatcher.grpc_link import AgentsAdapter
 from shoal.master.main import Front
 from shoal.master.store.memory import MemoryEtcd
@@ -26,6 +27,9 @@ from shoal.proto.v1 import session_pb2 as s
 from shoal.proto.v1.cluster_pb2_grpc import ClusterStub
 from shoal.proto.v1.session_pb2_grpc import AgentsStub
 from tests.masterkit import memory_master, until
+
+# Seconds. The nodes of these tests send no heartbeats; only who waits for nobody waits for the last.
+PATIENT = Config(heartbeat_period=60.0, hello_patience=60.0, tunnel_patience=5.0)
 
 
 @dataclass
@@ -107,7 +111,7 @@ async def serve(master: Master, authority: Authority) -> Served:
 
 @pytest_asyncio.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    async with memory_master() as master:
+    async with memory_master(config=PATIENT) as master:
         made = await serve(master, Authority.ensure(tmp_path / "ca"))
         try:
             yield made
@@ -283,7 +287,7 @@ async def test_b100_two_watchers_see_one_order(served: Served) -> None:
     await asyncio.gather(
         *(served.admin().Delete(c.DeleteRequest(request_id=f"d{n}", keys=[key])) for n, key in enumerate(keys))
     )
-    first, second = await asyncio.wait_for(watching, 30)
+    first, second = await asyncio.wait_for(watching, 120)
     assert first == second
     assert [revision for revision, _, _ in first] == sorted(revision for revision, _, _ in first)
 
@@ -420,7 +424,7 @@ async def test_a_copy_to_a_relative_path_is_refused(served: Served) -> None:
 async def test_top_asks_all_nodes_at_once_and_names_who_is_silent(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(top, "PATIENCE_SECONDS", 4.0)
     agents = [await served.agent(name, name) for name in ("n1", "n2", "n3")]
     for agent in agents:
         await ready(served, agent)
@@ -533,7 +537,10 @@ async def test_images_are_removed_and_bad_requests_are_refused(served: Served) -
 # ---- two masters ----
 async def test_a_follower_forwards_and_sends_agents_to_the_leader(tmp_path: Path) -> None:
     etcd, authority = MemoryEtcd(), Authority.ensure(tmp_path / "ca")
-    async with memory_master(etcd, name="m0") as first, memory_master(etcd, name="m1") as second:
+    async with (
+        memory_master(etcd, name="m0", config=PATIENT) as first,
+        memory_master(etcd, name="m1", config=PATIENT) as second,
+    ):
         lead, follow = await serve(first, authority), await serve(second, authority)
         known = second.election.leader
         assert known is not None

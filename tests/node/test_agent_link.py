@@ -122,7 +122,7 @@ async def test_a_refusal_and_a_server_that_goes_are_lost_links_with_the_reason(l
         second = await connector.connect(address)
         waiting = asyncio.create_task(second.receive())
     with pytest.raises(LinkLost):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
     with pytest.raises(LinkLost):
         await second.send(s.Up(heartbeat=s.Heartbeat(number=1)))
     await second.close()

@@ -66,7 +66,7 @@ def own(pod: Pod) -> bool:
 
 
 async def test_the_time_out_kills_all_that_the_command_started(pod: Pod) -> None:
-    asking = asyncio.create_task(pod.client.run_probe(pod.id, ["sh", "-c", FAMILY], 2.0))
+    asking = asyncio.create_task(pod.client.run_probe(pod.id, ["sh", "-c", FAMILY], 6.0))
     await until(lambda: {"sleep 1001", "sleep 1002", "sleep 1004"} <= pod.commands(), "the family")
     begin = time.monotonic()
     run = await asking
@@ -81,7 +81,7 @@ async def test_the_time_out_kills_all_that_the_command_started(pod: Pod) -> None
 async def test_the_time_out_holds_when_the_agent_is_gone(world: World) -> None:
     async with world.client() as client:
         pod = await started(world, client)
-        asking = asyncio.create_task(client.run_probe(pod.id, ["sh", "-c", FAMILY], 1.0))
+        asking = asyncio.create_task(client.run_probe(pod.id, ["sh", "-c", FAMILY], 6.0))
         await until(lambda: "sleep 1002" in pod.commands(), "the family")
     with pytest.raises(RuntimeFault):
         await asking

@@ -14,7 +14,6 @@ from tests.node.supervision_world import World, persistent, until
 
 PODS = 100
 PRIVATE_KIB_LIMIT = 4000  # per supervisor that has started a container
-READY_SECONDS = 20.0
 
 
 def private_kib(pid: int) -> int:
@@ -49,4 +48,3 @@ async def test_a_hundred_pods(world: World) -> None:
     print(f"\nsandbox_ms={sandbox_ms:.1f} start_ms={start_ms:.1f} remove_ms={remove_ms:.1f} refound_ms={found_ms:.0f}")
     print(f"supervisor_private_kib idle={statistics.median(idle):.0f} running={statistics.median(running):.0f}")
     assert statistics.median(running) < PRIVATE_KIB_LIMIT
-    assert found_ms < READY_SECONDS * 1000

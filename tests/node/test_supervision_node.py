@@ -154,9 +154,18 @@ async def test_descriptors_do_not_pile_up(world: World) -> None:
             await client.signal(spec.id, 9)
             await ended(client, spec.id)
             await client.remove_container(spec.id)
-            pids = (os.getpid(), world.spawner_pid(), world.supervisor_pid(pod))
-            counts.append([len(os.listdir(f"/proc/{pid}/fd")) for pid in pids])
-        assert counts[-1] == counts[1], counts
+            counts.append(descriptors(world, pod))
+
+        def as_few_as_before() -> bool:  # a leak would be one per run at least; one may be on its way out
+            return all(now <= then + 1 for now, then in zip(descriptors(world, pod), counts[1], strict=True))
+
+        await until(as_few_as_before, f"{counts}, and no fewer now")
+
+
+def descriptors(world: World, pod: str) -> list[int]:
+    """How many are open here, in the spawner and in the supervisor."""
+    pids = (os.getpid(), world.spawner_pid(), world.supervisor_pid(pod))
+    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
 
 
 async def test_a_command_ends_with_the_agent_that_asked_for_it(world: World) -> None:
@@ -178,7 +187,7 @@ async def test_a_command_ends_with_the_agent_that_asked_for_it(world: World) -> 
                 return True
 
             await until(answered, "the answer")
-            assert len(groups.pids(path)) == 2
+            await until(lambda: len(groups.pids(path)) == 2, "the command runs")
         wire.close_all(fds)
         await until(lambda: groups.pids(path) == {state.pid}, "the command has been killed")
 
