@@ -242,14 +242,15 @@ def too_many(scope: Scope, counts: Ints) -> Bools:
     return result
 
 
-def spread_refusals(snapshot: Snapshot, known: Frame) -> Iterator[tuple[Bools, str]]:
+def spread_refusals(snapshot: Snapshot, known: Frame, without: Spread | None) -> Iterator[tuple[Bools, str]]:
     if not known.pods.spread:
         return
     hard = [scope for scope in scopes(snapshot, known) if scope.rule.hard]
     for scope in hard:
         yield ~scope.domains.has, NO_SPREAD_KEY
     for scope in hard:
-        yield too_many(scope, spread_counts(snapshot, scope)), NO_SPREAD
+        if scope.rule != without:
+            yield too_many(scope, spread_counts(snapshot, scope)), NO_SPREAD
 
 
 def company_found(snapshot: Snapshot, known: Frame) -> tuple[Bools, bool]:
@@ -298,9 +299,9 @@ def _also(result: Bools | None, snapshot: Snapshot, key: str, rows: Ints) -> Boo
     return more if result is None else result | more
 
 
-def term_refusals(snapshot: Snapshot, known: Frame) -> Iterator[tuple[Bools, str]]:
-    """Spread, affinity, anti-affinity, symmetry."""
-    yield from spread_refusals(snapshot, known)
+def term_refusals(snapshot: Snapshot, known: Frame, without: Spread | None = None) -> Iterator[tuple[Bools, str]]:
+    """Spread, affinity, anti-affinity, symmetry; the counts of one constraint can be left out."""
+    yield from spread_refusals(snapshot, known, without)
     if known.pods.affinity:
         yield ~company_found(snapshot, known)[0], NO_COMPANY
     if known.pods.anti_affinity and (away := shunned(snapshot, known)) is not None:
@@ -310,8 +311,11 @@ def term_refusals(snapshot: Snapshot, known: Frame) -> Iterator[tuple[Bools, str
 
 
 # ---- all together ----
-def feasible(snapshot: Snapshot, known: Frame, volumes: VolumeFilter | None = None) -> Bools:
-    """The nodes that can take one more pod of the class now. The result is the caller's own."""
+def feasible(
+    snapshot: Snapshot, known: Frame, volumes: VolumeFilter | None = None, without: Spread | None = None
+) -> Bools:
+    """The nodes that can take one more pod of the class now, whatever the counts of the constraint `without` say. The
+    result is the caller's own."""
     if known.blocked or known.demand is None:
         return np.zeros(len(snapshot), dtype=np.bool_)
     ok = known.mask.copy() if volumes is None else volumes.mask(known.mask)
@@ -322,7 +326,7 @@ def feasible(snapshot: Snapshot, known: Frame, volumes: VolumeFilter | None = No
         ok &= gpus.fits(snapshot.gpu_left, known.device)
     if known.pods.ports and (taken := ports_taken(snapshot, known.pods)) is not None:
         ok &= ~taken
-    for refused, _ in term_refusals(snapshot, known):
+    for refused, _ in term_refusals(snapshot, known, without):
         ok &= ~refused
     return ok
 

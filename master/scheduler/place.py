@@ -143,7 +143,8 @@ def _grown(start: Ints | None, rows: Ints, growth: Ints | None, j: Ints) -> Ints
 
 
 def ladder(snapshot: Snapshot, known: Frame, profile: Profile, how: Bonds) -> Ladder:
-    possible = np.flatnonzero(feasible(snapshot, known))
+    zone = None if how.zone is None else how.zone.rule  # its domains open again while the run is placed
+    possible = np.flatnonzero(feasible(snapshot, known, None, zone))
     f, g = scores.shares(snapshot, known)
     raw = scores.raw_parts(snapshot, known, profile)
     return Ladder(snapshot, known, profile, how, possible, scores.combine(profile, f, g, raw)[possible], raw)
