@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
+
+import pytest
 
 from shoal.master.scheduler.classes import PodClass, Tolerance
 from shoal.master.scheduler.terms import NodeTerm, PodMatch, PodTerm, Rule, Selector, Spread
+from tests.reference import bridge
 from tests.reference.cluster import Cluster, Pod
 from tests.reference.nodes import Node
-from tests.reference.scheduler import Outcome
+from tests.reference.scheduler import Outcome, schedule
 
 HOST, ZONE = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
 GIB = 1 << 30
@@ -88,3 +92,33 @@ def pods(one: PodClass, number: int = 1, name: str = "p") -> list[Pod]:
 
 def on(where: str, one: PodClass, name: str, **fields: object) -> Pod:
     return replace(Pod(name, one, node=where), **fields)  # type: ignore[arg-type]
+
+
+def plainly(where: Cluster, queue: Sequence[Pod]) -> list[Outcome]:
+    """What the plain scheduler decides; leaves the cluster as it is."""
+    return schedule(deepcopy(where), queue)
+
+
+plain_only = pytest.mark.parametrize("decide", [plainly], ids=["plain"])
+both = pytest.mark.parametrize("decide", [plainly, bridge.decide], ids=["plain", "fast"])
+
+
+def place(decide: Decide, where: Cluster, *queue: Pod) -> list[str]:
+    """The nodes, in the order of the queue; "" for a pod that waits."""
+    return [outcome.node for outcome in decide(where, queue)]
+
+
+def takers(decide: Decide, where: Cluster, one: PodClass) -> list[str]:
+    """The nodes that would take such a pod, asked one by one with the others not ready."""
+    found = []
+    for name in sorted(where.nodes):
+        alone = {n: replace(node, ready=n == name) for n, node in where.nodes.items()}
+        found += [n for n in place(decide, replace(where, nodes=alone), Pod("asked", one)) if n]
+    return found
+
+
+def reasons(decide: Decide, where: Cluster, one: PodClass) -> dict[str, int]:
+    """Why no node takes such a pod, with counts."""
+    outcome = decide(where, [Pod("asked", one)])[0]
+    assert not outcome.node and outcome.reasons is not None, f"placed on {outcome.node}"
+    return dict(outcome.reasons)

@@ -39,6 +39,7 @@ FEATURES = (
     "gangs",
     "leaving",
 )
+DECIDED = tuple(name for name in FEATURES if name not in ("devices", "priority", "nominated", "budgets", "gangs"))
 HOSTNAME, ZONE, RACK, DISK, SIZE = "kubernetes.io/hostname", "zone", "rack", "disk", "size"
 SPACES = ("default", "other", "third", "unlabelled")
 IMAGES = ("docker.io/library/a:1", "docker.io/library/b:1", "docker.io/library/c:1")
@@ -214,7 +215,7 @@ class Maker:
     def _selector(self) -> tuple[tuple[str, str], ...]:
         if not self.chance("selector", 0.2):
             return ()
-        return tuple(sorted({self.rng.choice([(ZONE, "a"), (ZONE, "b"), (DISK, "ssd")]) for _ in range(2)}))
+        return tuple(sorted(dict(self.rng.choice([(ZONE, "a"), (ZONE, "b"), (DISK, "ssd")]) for _ in range(2)).items()))
 
     def _ports(self) -> tuple[tuple[str, str, int], ...]:
         if not self.chance("ports", 0.2):
