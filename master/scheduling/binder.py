@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from shoal.master.controllers.base import seconds
 from shoal.master.model import Change, Fault, NotLeader, Record, Unavailable
 from shoal.master.scheduler.core import Binding
+from shoal.master.scheduler.snapshot import Hold
 from shoal.master.scheduling.books import Books
 from shoal.master.scheduling.changes import bind, select_node
 from shoal.master.scheduling.meter import Meter
@@ -27,7 +28,7 @@ class Settled:
     def __init__(self) -> None:
         self.bound: list[Binding] = []
         self.failed: list[Binding] = []
-        self.freed: list[Binding] = []  # what they held is free again: the failed, and those that somebody else bound
+        self.freed: list[Hold] = []  # what is free again: that of the failed, and of those that somebody else bound
 
 
 class Binder:
@@ -44,7 +45,7 @@ class Binder:
         Raises Unavailable when nothing is known: the bindings are `unsure` then. Raises NotLeader."""
         now = self.now()
         nodes = self._claims_nodes(bindings)
-        changes = [*nodes, *(bind(binding, now) for binding in bindings), *others]
+        changes = [*nodes, *(bind(binding, self._devices(binding), now) for binding in bindings), *others]
         try:
             results = (await self.store.write(changes))[len(nodes) :]
         except NotLeader:
@@ -69,6 +70,12 @@ class Binder:
         if self.unsure:
             await asyncio.sleep(RESEND_SECONDS * (0.5 + self.rng.random() / 2))
         return settled
+
+    def _devices(self, binding: Binding) -> tuple[int, ...]:
+        """Those that the pod was given; few ask for any."""
+        pods = binding.waiting.pods
+        hold = self.books.snapshot.held(binding.waiting.uid) if pods.gpu_milli or pods.gpu_count else None
+        return hold.devices if hold is not None else ()
 
     def _claims_nodes(self, bindings: Iterable[Binding]) -> list[Change]:
         """Writes down, before the pods are bound, where the claims without a volume are to have one: it must not be
@@ -101,8 +108,8 @@ class Binder:
                 self.meter.observe_schedule("error", 1, 0.0)
         return settled
 
-    def _undo(self, bindings: Iterable[Binding]) -> list[Binding]:
-        """Gives back what was assumed, unless an event has said meanwhile that it is bound; those that held."""
+    def _undo(self, bindings: Iterable[Binding]) -> list[Hold]:
+        """Gives back what was assumed, unless an event has said meanwhile that it is bound."""
         freed = []
         for binding in bindings:
             uid = binding.waiting.uid
@@ -111,6 +118,7 @@ class Binder:
                 hold = self.books.snapshot.held(uid)
                 if hold is not None and hold.node == pod.spec.nodeName:
                     continue
-            if self.books.undo(uid) is not None:
-                freed.append(binding)
+            given = self.books.undo(uid)
+            if given is not None:
+                freed.append(given)
         return freed

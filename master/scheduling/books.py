@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from shoal.master.model import Event
+from shoal.master.scheduler.core import Preemption
 from shoal.master.scheduler.snapshot import Applied, Hold, Snapshot
 from shoal.master.scheduling.decisions import NoObserver, Observer
 
@@ -12,8 +13,8 @@ from shoal.master.scheduling.decisions import NoObserver, Observer
 class Books:
     """Every change of the snapshot outside of a plan goes through here."""
 
-    def __init__(self, observer: Observer | None = None) -> None:
-        self.snapshot = Snapshot()
+    def __init__(self, snapshot: Snapshot, observer: Observer | None = None) -> None:
+        self.snapshot = snapshot
         self.revision = 0  # the newest of the store that the snapshot has taken in
         self.observer: Observer = observer or NoObserver()
 
@@ -35,3 +36,18 @@ class Books:
         self.snapshot.undo(uid)
         self.observer.undone(uid)
         return hold
+
+    def spare(self, preemptions: Iterable[Preemption]) -> list[Hold]:
+        """Nominations that came to nothing: their room is free again, and their victims stay. What was given back."""
+        given: list[Hold] = []
+        for one in preemptions:
+            hold = self.snapshot.held(one.waiting.uid)
+            if hold is not None and hold.nominated:
+                self.undo(one.waiting.uid)
+                given.append(hold)
+            for victim in one.victims:
+                found = self.snapshot.held(victim.uid)
+                if found is not None and found.leaving:
+                    self.undo(victim.uid)
+                    self.commit(victim.uid, found._replace(leaving=False))
+        return given

@@ -10,6 +10,7 @@ from shoal.master.model import FINAL_PHASES, Change, Modify, Object, key_of
 from shoal.master.scheduler.core import Binding, Waiting
 from shoal.master.scheduler.explain import same_story
 from shoal.master.volumes import SELECTED_NODE
+from shoal.proto.rules.resources import GPU_DEVICES
 from shoal.proto.v1 import objects_pb2 as o
 
 SCHEDULED = "PodScheduled"
@@ -28,39 +29,53 @@ class Bind:
 
     node: str
     now: float
+    devices: tuple[int, ...] = ()
 
     def __call__(self, found: Object) -> bool:
         if not isinstance(found, o.Pod) or not wants_node(found):
             return False
         found.spec.nodeName = self.node
+        if self.devices:
+            found.metadata.annotations[GPU_DEVICES] = ",".join(map(str, self.devices))
+        if found.status.nominatedNodeName:
+            found.status.nominatedNodeName = ""
         set_condition(found.status.conditions, _BOUND, self.now)
         return True
 
 
-def bind(binding: Binding, now: float) -> Change:
-    return Modify(binding.waiting.key, Bind(binding.node, now), uid=binding.waiting.uid)
+def bind(binding: Binding, devices: tuple[int, ...], now: float) -> Change:
+    return Modify(binding.waiting.key, Bind(binding.node, now, devices), uid=binding.waiting.uid)
 
 
 @dataclass(slots=True)
 class Tell:
-    """Writes why the pod waits; only when the set of reasons is another than the one it says already."""
+    """Writes why the pod waits, only when the set of reasons is another than the one it says already; and on which
+    node room is held for it."""
 
     message: str
     now: float
+    node: str = ""
     reason: str = UNSCHEDULABLE
 
     def __call__(self, found: Object) -> bool:
-        if not isinstance(found, o.Pod) or not wants_node(found) or told(found, self.message, self.reason):
+        if not isinstance(found, o.Pod) or not wants_node(found):
             return False
+        if told(found, self.message, self.node, self.reason):
+            return False
+        found.status.nominatedNodeName = self.node
         condition = o.Condition(type=SCHEDULED, status="False", reason=self.reason, message=self.message)
-        return set_condition(found.status.conditions, condition, self.now)
+        set_condition(found.status.conditions, condition, self.now)
+        return True
 
 
-def tell(waiting: Waiting, message: str, now: float, reason: str = UNSCHEDULABLE) -> Change:
-    return Modify(waiting.key, Tell(message, now, reason), uid=waiting.uid)
+def tell(waiting: Waiting, message: str, now: float, node: str = "", reason: str = UNSCHEDULABLE) -> Change:
+    return Modify(waiting.key, Tell(message, now, node, reason), uid=waiting.uid)
 
 
-def told(pod: o.Pod, message: str, reason: str = UNSCHEDULABLE) -> bool:
+def told(pod: o.Pod, message: str, node: str = "", reason: str = UNSCHEDULABLE) -> bool:
+    """Whether that is what the pod says already."""
+    if pod.status.nominatedNodeName != node:
+        return False
     for condition in pod.status.conditions:
         if condition.type == SCHEDULED:
             return condition.status == "False" and condition.reason == reason and same_story(condition.message, message)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from shoal.master.controllers.base import Said, terminating
+from shoal.master.controllers.base import Said
 from shoal.master.model import Change, Event, Fault, NotLeader, Object, Record, Unavailable, key_of
 from shoal.master.recorder import Recorder
-from shoal.master.scheduler.classes import Classes
-from shoal.master.scheduler.core import Refusal, Waiting
-from shoal.master.scheduler.snapshot import Snapshot
+from shoal.master.scheduler.classes import Classes, PodClass
+from shoal.master.scheduler.core import Plan, Preemption, Refusal
+from shoal.master.scheduler.queue import order
+from shoal.master.scheduler.snapshot import Hold, Snapshot
 from shoal.master.scheduling.binder import Binder, Settled
 from shoal.master.scheduling.books import Books
 from shoal.master.scheduling.changes import SCHEDULER_ERROR, sentence, tell, told, wants_node
 from shoal.master.scheduling.decisions import Decision, Decisions, Observer
-from shoal.master.scheduling.judge import Failed, Judge, Judged
+from shoal.master.scheduling.evictor import Evictor
+from shoal.master.scheduling.intake import Intake
+from shoal.master.scheduling.judge import Judge, Judged
 from shoal.master.scheduling.meter import Meter, NoMeter
-from shoal.master.scheduling.queue import Pending, Queue
+from shoal.master.scheduling.news import News
+from shoal.master.scheduling.queue import Queue
 from shoal.master.stores import StoreFace
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -29,7 +34,12 @@ WINDOW = 5000  # pods of one plan: bounds how long the other loops wait
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 10.0
 BACKOFF_DOUBLINGS = 7
-WATCHED = ("Namespace", "Node", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "PodDisruptionBudget", "PodGroup", "Pod")
+REFRESH_SECONDS = 1.0  # how old the reasons get that pods tell when the cluster has changed ...
+REFRESHED_AT_ONCE = 500  # ... as long as no more than these wait
+WATCHED = (
+    "Namespace", "Node", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "PodDisruptionBudget",
+    "PodGroup", "Pod",
+)  # fmt: skip
 
 
 class SchedulingLoop:
@@ -43,28 +53,41 @@ class SchedulingLoop:
         rng: random.Random,
         meter: Meter | None = None,
         observer: Observer | None = None,
+        refresh: bool = True,
     ) -> None:
+        """`refresh`: pods that no event can help are looked at now and then, so that the reasons that they tell are
+        true; for tests that want to see what events alone do."""
         self.store, self.recorder, self.now, self.rng = store, recorder, now, rng
         self.meter: Meter = meter or NoMeter()
-        self.books = Books(observer)
-        self.queue = Queue()
+        classes = Classes()
+        self.books = Books(Snapshot(classes), observer)
+        self.queue = Queue(self.snapshot)
         self.decisions = Decisions()
         self.windows = 0  # plans made in this term
-        self._classes = Classes()
-        self._judge = Judge(self.books.snapshot)
+        self._intake = Intake(self.books, self.queue, classes, self.decisions, self._time)
+        self._judge = Judge(self.snapshot)
         self._binder = Binder(store, self.books, now, rng, self.meter)
+        self._evictor = Evictor(store, self._say, now, rng)
         self._events: list[Event] = []
         self._revision = 0  # of the newest event that came
         self._wake = asyncio.Event()
+        self._refresh = refresh
+        self._refresh_at: float | None = None
+        self._news_window = -1  # that was the last when there were news
 
     @property
     def snapshot(self) -> Snapshot:
         return self.books.snapshot
 
+    def _time(self) -> float:
+        return asyncio.get_running_loop().time()
+
     async def run(self) -> None:
         subscription = self.store.subscribe(set(WATCHED))
         self._revision = self.store.view.revision
-        self._take_events(self._existing())
+        existing = self._existing()
+        self._take_events(existing)
+        self._intake.restore(existing)
         pump = asyncio.create_task(self._pump(subscription), name="scheduler: watch")
         try:
             while not pump.done():
@@ -99,74 +122,119 @@ class SchedulingLoop:
 
     # ---- events ----
     def _take_events(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if event.key.kind == "Pod":
-                self._take_pod(event)
-        applied = self.books.apply(self._revision, events)
-        self.queue.wake(applied.nodes_changed, applied.freed, applied.volumes_changed)
+        self._hear(self._intake.take(self._revision, events))
+        added, self._intake.added = self._intake.added, 0
+        if added:
+            self.meter.incoming("PodAdd", added)
 
-    def _take_pod(self, event: Event) -> None:
-        old = event.old.message if event.old else None
-        record = event.new
-        pod = record.message if record else None
-        if old is not None and (pod is None or pod.metadata.uid != old.metadata.uid):
-            self.queue.drop(old.metadata.uid)
-            self.decisions.forget(old.metadata.uid)
-        if record is None or not isinstance(pod, o.Pod):
+    def _hear(self, news: News) -> None:
+        """Events that could change a refused pod's fate give it another turn."""
+        if not news:
             return
-        uid = pod.metadata.uid
-        if not wants_node(pod):
-            self.queue.drop(uid)
-            if terminating(pod) and not pod.spec.nodeName:
-                self._give_back(uid)
-            return
-        waiting = Waiting(uid, record.key, self._classes.of(pod))
-        known = self.queue.pods.get(uid)
-        new = known is None or known.waiting.pods != waiting.pods
-        if new and self.snapshot.held(uid) is None:  # else its binding is under way
-            self.queue.put(Pending(waiting, (record.created, uid), asyncio.get_running_loop().time()))
-            self.meter.incoming("PodAdd" if known is None else "PodUpdate", 1)
-
-    def _give_back(self, uid: str) -> None:
-        """The room of a binding that did not come about: others may want it."""
-        if self.books.undo(uid) is not None:
-            self.queue.wake(nodes_changed=False, freed=True)
+        self._news_window = self.windows
+        if self._refresh and self._refresh_at is None:
+            self._refresh_at = self._time() + REFRESH_SECONDS
+        woken = self.queue.lot.hear(news, self.windows, self.snapshot.counts.spaces)
+        if number := self.queue.ready_all([*woken, *self.queue.lot.room()]):
+            self.meter.incoming(news.name(), number)
 
     # ---- one window ----
     async def _step(self) -> None:
         events, self._events = self._events, []
         if events:
             self._take_events(events)
-        loop = asyncio.get_running_loop()
         if self._binder.unsure:
             self._settle(await self._binder.resend())
             return
-        self.queue.due(loop.time())
-        batch = self.queue.take(WINDOW)
-        if not batch:
+        await self._evictor.resend()
+        self.queue.due(self._time())
+        self._look_again()
+        batch = order(self.queue.take(WINDOW))
+        if not batch and not self._intake.odd:
             self._count_pending()
             await self._wait()
             return
-        started = loop.time()
+        started = self._time()
         judged = self._judge.decide(batch)
         self.windows += 1
         self.books.observer.planned(self.books.revision, self.windows, batch, judged.plan)
+        judged.failed += self._intake.take_odd()
         self._note(judged, started)
-        for waiting, story in judged.plan.refusals:
-            self.queue.park(waiting.uid, story.by_usage)
-        self._count(judged, loop.time() - started)
+        news = self._park(judged.plan)
+        self._count(judged, self._time() - started)
         await self._carry_out(judged)
+        self._hear(news)
+        self._go_on(judged.plan)
+
+    def _look_again(self) -> None:
+        """Reasons age: whoever was refused before the last news tells anew why it waits, some at a time."""
+        if self._refresh_at is None or self._time() < self._refresh_at:
+            return
+        uids = self.queue.lot.stalest(self._news_window, REFRESHED_AT_ONCE)
+        self._refresh_at = self._time() + REFRESH_SECONDS if len(uids) == REFRESHED_AT_ONCE else None
+        if number := self.queue.ready_all(uids):
+            self.meter.incoming("UnschedulableTimeout", number)
 
     async def _wait(self) -> None:
         if self._events:
             return
         self._wake.clear()
         until = self.queue.later[0][0] if self.queue.later else None
+        if self._refresh_at is not None:
+            until = min(until or self._refresh_at, self._refresh_at)
         try:
             async with asyncio.timeout_at(until):
                 await self._wake.wait()
         except TimeoutError:
             pass
+
+    def _park(self, plan: Plan) -> News:
+        """The refused wait for news; what the plan itself changes is some already."""
+        queue, news = self.queue, News()
+        nominated = {one.waiting.uid: one.node for one in plan.preemptions}
+        for waiting, story in plan.refusals:
+            pending = queue.pods[waiting.uid]
+            self._nominate(waiting.uid, nominated.get(waiting.uid, ""), news)
+            evicts = not pending.node and self._intake.evicts(waiting.pods)
+            queue.lot.park(pending, story.reasons, evicts, self.windows)
+        for binding in plan.bindings if queue.nominated else ():
+            if queue.pods[binding.waiting.uid].node != binding.node:
+                self._nominate(binding.waiting.uid, "", news)
+        if plan.preemptions:
+            for uid, pending in list(queue.nominated.items()):
+                if self.snapshot.held(uid) is None:  # somebody of higher priority has its room
+                    self._nominate(uid, "", news)
+                    queue.ready(uid)
+        if len(queue.lot):
+            news.came += {id(one.waiting.pods): one.waiting.pods for one in plan.bindings}.values()
+            news.came += {id(one.waiting.pods): one.waiting.pods for one in plan.preemptions}.values()
+            news.left += self._leaving(plan.preemptions)
+        return news
+
+    def _nominate(self, uid: str, node: str, news: News) -> None:
+        """`node` "": not any more."""
+        pending = self.queue.pods[uid]
+        if pending.node and pending.node != node:
+            news.free(pending.node, pending.waiting.pods)
+        pending.node = node
+        if node:
+            self.queue.nominated[uid] = pending
+        else:
+            self.queue.nominated.pop(uid, None)
+
+    def _leaving(self, preemptions: Sequence[Preemption]) -> list[PodClass]:
+        holds = (self.snapshot.held(victim.uid) for one in preemptions for victim in one.victims)
+        return [hold.pods for hold in holds if hold is not None]
+
+    def _go_on(self, plan: Plan) -> None:
+        """Where one of a class found a place, the next may too."""
+        if not len(self.queue.lot):
+            return
+        placed = Counter(id(one.waiting.pods) for one in plan.bindings)
+        placed.update(id(one.waiting.pods) for one in plan.preemptions)
+        woken = [*self.queue.lot.after(placed, self.windows), *self.queue.lot.room()]
+        if number := self.queue.ready_all(woken):
+            self.meter.incoming("AssignedPodAdd", number)
 
     def _note(self, judged: Judged, time: float) -> None:
         revision, window, at = self.books.revision, self.windows, self.now()
@@ -175,9 +243,11 @@ class SchedulingLoop:
         for waiting, node in judged.plan.bindings:
             one = pods[waiting.uid]
             made.append(Decision(waiting.uid, revision, window, at, time - one.since, one.attempts, node))
+        nominated = {one.waiting.uid: one for one in judged.plan.preemptions}
         for waiting, why in judged.plan.refusals:
-            one = pods[waiting.uid]
-            made.append(Decision(waiting.uid, revision, window, at, time - one.since, one.attempts, "", why))
+            one, plan = pods[waiting.uid], nominated.get(waiting.uid)
+            decision = Decision(waiting.uid, revision, window, at, time - one.since, one.attempts, "", why)
+            made.append(decision._replace(node=plan.node, victims=plan.victims) if plan else decision)
         self.decisions.note(made)
 
     def _count(self, judged: Judged, spent: float) -> None:
@@ -193,49 +263,80 @@ class SchedulingLoop:
 
     def _count_pending(self) -> None:
         queue = self.queue
-        self.meter.pending_pods(len(queue.ready), len(queue.later), len(queue.parked), 0)
+        self.meter.pending_pods(queue.active, len(queue.later), len(queue.lot), len(queue.gated))
 
+    # ---- carrying it out ----
     async def _carry_out(self, judged: Judged) -> None:
-        """Binds, and writes the reasons that are new; what the store refuses is undone and tried again."""
+        """Binds, nominates, writes the reasons that are new; then victims go. What the store refuses is undone and
+        tried again."""
         plan, now = judged.plan, self.now()
+        pods = self.queue.pods
         news = [refusal for refusal in plan.refusals if self._is_news(refusal)]
-        changes: list[Change] = [tell(refusal.waiting, refusal.explanation.message, now) for refusal in news]
-        changes += [self._tell_failure(failed, now) for failed in judged.failed]
-        if not changes and not plan.bindings:
-            return
-        try:
-            settled, results = await self._binder.write(plan.bindings, changes)
-        except Unavailable:
-            for refusal in news:
-                self._back_off(refusal.waiting.uid)
-            return
-        self._settle(settled)
+        changes: list[Change] = [
+            tell(one.waiting, one.explanation.message, now, pods[one.waiting.uid].node) for one in news
+        ]
+        for waiting, error in judged.failed:
+            self._back_off(waiting.uid)
+            changes.append(tell(waiting, f"internal error: {error}", now, reason=SCHEDULER_ERROR))
+        if changes or plan.bindings:
+            try:
+                settled, results = await self._binder.write(plan.bindings, changes)
+            except Unavailable:
+                for refusal in news:
+                    self._back_off(refusal.waiting.uid)
+                self._hear(freed(self.books.spare(plan.preemptions)))
+                return
+            self._settle(settled)
+            self._told(news, results)
+            if settled.bound or news:
+                log.info("scheduler: %s", sentence(len(settled.bound), [one.explanation.message for one in news]))
+        if plan.preemptions:
+            await self._evict(plan.preemptions)
+
+    async def _evict(self, preemptions: Sequence[Preemption]) -> None:
+        """The victims of those whose nomination is written down; the others keep theirs, and their place."""
+        good = [one for one in preemptions if self._is_nominated(one)]
+        if len(good) < len(preemptions):
+            sure = {one.waiting.uid for one in good}
+            failed = [one for one in preemptions if one.waiting.uid not in sure]
+            self._hear(freed(self.books.spare(failed)))
+            for one in failed:
+                self._back_off(one.waiting.uid)
+        for one in good:
+            if one.victims:
+                self.meter.preempted(len(one.victims))
+        await self._evictor.evict(good)
+
+    def _is_nominated(self, preemption: Preemption) -> bool:
+        pod = self.store.view.get(*preemption.waiting.key)
+        return (
+            isinstance(pod, o.Pod)
+            and pod.metadata.uid == preemption.waiting.uid
+            and wants_node(pod)
+            and pod.status.nominatedNodeName == preemption.node
+        )
+
+    def _told(self, news: Sequence[Refusal], results: Sequence[object]) -> None:
         for refusal, result in zip(news, results, strict=False):
             if isinstance(result, Record):
                 self._say(result.message, "Warning", "FailedScheduling", refusal.explanation.message)
             elif isinstance(result, Fault):
                 self._back_off(refusal.waiting.uid)  # the reason was not written: looked at, and told, again
-        if settled.bound or news:
-            log.info("scheduler: %s", sentence(len(settled.bound), [one.explanation.message for one in news]))
-
-    def _tell_failure(self, failed: Failed, now: float) -> Change:
-        self._back_off(failed.waiting.uid)
-        return tell(failed.waiting, f"internal error: {failed.error}", now, SCHEDULER_ERROR)
 
     def _is_news(self, refusal: Refusal) -> bool:
-        pod = self.store.view.get(*refusal.waiting.key)
-        if not isinstance(pod, o.Pod) or pod.metadata.uid != refusal.waiting.uid:
+        waiting = refusal.waiting
+        pod = self.store.view.get(*waiting.key)
+        if not isinstance(pod, o.Pod) or pod.metadata.uid != waiting.uid:
             return False
-        return not told(pod, refusal.explanation.message)
+        return not told(pod, refusal.explanation.message, self.queue.pods[waiting.uid].node)
 
     def _settle(self, settled: Settled) -> None:
         for binding in settled.bound:
             self.queue.drop(binding.waiting.uid)
             self.decisions.commit(binding.waiting.uid)
-        if settled.freed:
-            self.queue.wake(nodes_changed=False, freed=True)
         for binding in settled.failed:
             self._back_off(binding.waiting.uid)
+        self._hear(freed(settled.freed))
 
     def _back_off(self, uid: str) -> None:
         pending = self.queue.pods.get(uid)
@@ -244,7 +345,14 @@ class SchedulingLoop:
         wait = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(pending.failures, BACKOFF_DOUBLINGS))
         pending.failures += 1
         jittered = wait * (0.5 + self.rng.random() / 2)
-        self.queue.delay(uid, asyncio.get_running_loop().time() + jittered)
+        self.queue.delay(uid, self._time() + jittered)
 
     def _say(self, pod: Object, grave: str, reason: str, message: str) -> None:
         self.recorder.say(Said(pod, grave, reason, message), "scheduler")
+
+
+def freed(holds: Sequence[Hold]) -> News:
+    news = News()
+    for hold in holds:
+        news.free(hold.node, hold.pods)
+    return news

@@ -160,7 +160,9 @@ async def test_a_pending_pod_says_why_and_goes_when_a_node_comes() -> None:
         record = m.store.view.record(Key("Pod", "default", "p"))
         assert record is not None
         await m.join("small2")
-        await m.until(lambda: all(e.waiting.uid in m.scheduling.queue.parked for e in m.scheduling.queue.pods.values()))
+        await m.until(
+            lambda: all(e.waiting.uid in m.scheduling.queue.lot.where for e in m.scheduling.queue.pods.values())
+        )
         again = m.store.view.record(Key("Pod", "default", "p"))
         assert again is not None and again.revision == record.revision  # the same set of reasons: no write
         await m.join("big", cpu="8")
