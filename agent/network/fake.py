@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
+from shoal.agent.network.hostports import refuse, taken
 from shoal.agent.network.ipam import RangeFull, next_address
-from shoal.agent.network.port import NetworkFault, Peer
+from shoal.agent.network.port import HostPort, NetworkFault, Peer
 
 
 class FakeNetwork:
@@ -14,6 +15,7 @@ class FakeNetwork:
 
     def __init__(self) -> None:
         self.pods: dict[str, str] = {}
+        self.ports: dict[str, tuple[HostPort, ...]] = {}
         self.peers: tuple[Peer, ...] = ()
         self.range: IPv4Network | None = None
         self.broken = ""
@@ -30,8 +32,11 @@ class FakeNetwork:
         self._check()
         self.peers = tuple(peers)
 
-    async def attach(self, pod_uid: str, netns: str) -> str:
+    async def attach(self, pod_uid: str, netns: str, ports: Sequence[HostPort] = ()) -> str:
         self._check()
+        found = taken(self.ports, pod_uid, ports)
+        if found is not None:
+            raise refuse(*found)
         if self.range is None:
             raise NetworkFault("the node has no pod range yet: it has not reached the master")
         if pod_uid not in self.pods:
@@ -40,11 +45,14 @@ class FakeNetwork:
                 self.pods[pod_uid] = str(next_address(self.range, used, None))
             except RangeFull as fault:
                 raise NetworkFault(str(fault)) from fault
+        if ports:
+            self.ports[pod_uid] = tuple(ports)
         return self.pods[pod_uid]
 
     async def detach(self, pod_uid: str) -> None:
         self._check()
         self.pods.pop(pod_uid, None)
+        self.ports.pop(pod_uid, None)
 
     async def attached(self) -> Mapping[str, str]:
         return dict(self.pods)

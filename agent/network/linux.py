@@ -1,4 +1,5 @@
-"""The pod network on Linux: a bridge per node, a veth pair per pod, routes to the other nodes, nft against spoofing.
+"""The pod network on Linux: a bridge per node, a veth pair per pod, routes to the other nodes, nft against spoofing
+and for host ports.
 
 Nodes on one segment need no encapsulation, so pods keep the uplink's MTU. One thread does all the work: setns(2) is
 per thread, and the steps of one pod never interleave with another's.
@@ -17,15 +18,17 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import TypeVar
 
-from shoal.agent.network import rules
+from shoal.agent.network import conntrack, rules
+from shoal.agent.network.hostports import HostPorts
 from shoal.agent.network.ipam import Leases, RangeFull, gateway
 from shoal.agent.network.netlink import Netlink
-from shoal.agent.network.port import NetworkFault, Peer
+from shoal.agent.network.port import HostPort, NetworkFault, Peer
 
 BRIDGE = "shoal0"
 POD_LINK = "eth0"
 ROUTE_PROTOCOL = 83  # rtnetlink(7): above RTPROT_STATIC is free; tells our routes from everybody else's
 DEFAULT_MTU = 1500
+UDP = 17  # of IP's protocols
 NFT_SECONDS = 20.0
 T = TypeVar("T")
 
@@ -46,12 +49,14 @@ class LinuxNetwork:
     def __init__(self, state: Path, uplink: str | None = None) -> None:
         state.mkdir(parents=True, exist_ok=True)
         self._leases = Leases(state / "addresses.json")
+        self._ports = HostPorts(state / "ports.json")
         self._uplink = uplink
         self._thread = ThreadPoolExecutor(1, "network")
         self._pods: IPv4Network | None = None
         self._arriving: dict[str, None] = {}  # whose attach waits for the thread: what can be done for all at once is
         self._leaving: dict[str, None] = {}
         self._bound: set[str] = set()  # pods whose address and element of the ruleset are in place
+        self._led: set[str] = set()  # pods that the node's ports lead to
         self._mtu = DEFAULT_MTU
 
     async def _run(self, what: str, work: Callable[[], T]) -> T:
@@ -66,10 +71,11 @@ class LinuxNetwork:
     async def sync_peers(self, peers: Sequence[Peer]) -> None:
         await self._run("setting the routes to the other nodes", lambda: self._sync_peers(peers))
 
-    async def attach(self, pod_uid: str, netns: str) -> str:
+    async def attach(self, pod_uid: str, netns: str, ports: Sequence[HostPort] = ()) -> str:
         self._arriving[pod_uid] = None
+        what = f"attaching pod {pod_uid} to the network"
         try:
-            return await self._run(f"attaching pod {pod_uid} to the network", lambda: self._attach(pod_uid, netns))
+            return await self._run(what, lambda: self._attach(pod_uid, netns, ports))
         finally:
             self._arriving.pop(pod_uid, None)
 
@@ -113,14 +119,20 @@ class LinuxNetwork:
             for pod in link.links().values():
                 if pod.name.startswith(rules.LINK_PREFIX) and pod.master != index:
                     link.set_master(pod.index, index)  # somebody had taken the bridge away
-        _set_forwarding()
+                    if pod.name in {link_name(uid) for uid in self._ports.held}:
+                        link.set_hairpin(pod.index)
+        _set_sysctl("net/ipv4/ip_forward")
         bound = {
             link_name(uid): (str(address), mac_of(address))
             for uid, address in self._leases.held.items()
             if address in pods
         }
-        _nft(rules.ruleset(BRIDGE, pod_cidr, cluster_cidr, bound))
         self._bound = {uid for uid, address in self._leases.held.items() if address in pods}
+        self._ports.free(self._ports.held.keys() - self._leases.held.keys())  # died between the two writes
+        self._led = self._bound & self._ports.held.keys()
+        mapped = {str(self._leases.held[uid]): self._ports.held[uid] for uid in self._led}
+        _set_sysctl(f"net/ipv4/conf/{BRIDGE}/route_localnet")  # the node's 127.0.0.1 has host ports too
+        _nft(rules.ruleset(BRIDGE, pod_cidr, cluster_cidr, bound, mapped))
         self._pods = pods
 
     def _sync_peers(self, peers: Sequence[Peer]) -> None:
@@ -146,9 +158,11 @@ class LinuxNetwork:
         if faults:
             raise OSError(errno.ENETUNREACH, "is every node on the same network segment? " + "; ".join(faults))
 
-    def _attach(self, uid: str, netns: str) -> str:
+    def _attach(self, uid: str, netns: str, ports: Sequence[HostPort]) -> str:
         if self._pods is None:
             raise OSError(errno.EAGAIN, "the node has no pod range yet: it has not reached the master")
+        if ports:
+            self._ports.claim(uid, ports)
         if uid not in self._bound:
             self._bind([uid, *(other for other in list(self._arriving) if other not in self._bound and other != uid)])
         address = self._leases.held[uid]
@@ -168,6 +182,10 @@ class LinuxNetwork:
                 inner = pod.index(POD_LINK)
             outer = host.index(name)
             assert inner is not None and outer is not None
+            if ports:
+                # Where bridges ask netfilter (bridge-nf-call-iptables) a pod that asks its own host port is answered
+                # through the port it came from.
+                host.set_hairpin(outer)
             host.set_up(outer)
             pod.set_up(inner)
             loopback = pod.index("lo")
@@ -175,7 +193,19 @@ class LinuxNetwork:
                 pod.set_up(loopback)
             pod.add_address(inner, IPv4Interface((address, self._pods.prefixlen)))
             pod.replace_route(IPv4Network("0.0.0.0/0"), gateway(self._pods), inner, ROUTE_PROTOCOL)
+        if ports and uid not in self._led:
+            self._lead(uid, address, ports)
         return str(address)
+
+    def _lead(self, uid: str, address: IPv4Address, ports: Sequence[HostPort]) -> None:
+        """Last, so that nobody is sent to a pod without an interface."""
+        _nft(rules.lead(str(address), ports))
+        self._led.add(uid)
+        numbers = {port.port for port in ports if port.protocol == "udp"}
+        if numbers:  # who was sending already would go on past the pod
+            with Netlink() as host:
+                own = {interface.ip for _, interface in host.addresses()}
+            conntrack.forget(lambda flow: flow.protocol == UDP and flow.port in numbers and flow.target in own)
 
     def _bind(self, uids: Sequence[str]) -> None:
         """Addresses and elements of the ruleset: one write and one process for all of them, the first above all."""
@@ -189,14 +219,21 @@ class LinuxNetwork:
         if uid not in self._leases.held:  # gone together with an earlier one, or never attached
             with Netlink() as host:
                 host.delete_link(link_name(uid))
+            self._ports.free([uid])
             return
         going = [uid, *(other for other in list(self._leaving) if other in self._leases.held and other != uid)]
         with Netlink() as host:
             for other in going:
                 host.delete_link(link_name(other))
         addresses = {other: self._leases.held[other] for other in going}
-        _nft("".join(rules.unbind(link_name(other), str(a), mac_of(a)) for other, a in addresses.items()))
+        gone = {str(a): self._ports.held[other] for other, a in addresses.items() if other in self._ports.held}
+        script = [rules.unbind(link_name(other), str(a), mac_of(a)) for other, a in addresses.items()]
+        _nft("".join([*script, *(rules.mislead(address, ports) for address, ports in gone.items())]))
+        if gone:
+            conntrack.forget(lambda flow: str(flow.answered_by) in gone)
         self._bound.difference_update(going)
+        self._led.difference_update(going)
+        self._ports.free(going)
         self._leases.free(going)
 
     def _remove(self) -> None:
@@ -205,7 +242,7 @@ class LinuxNetwork:
                 link.delete_route(route)
             link.delete_link(BRIDGE)
         _nft(rules.remove())
-        self._pods, self._bound = None, set()
+        self._pods, self._bound, self._led = None, set(), set()
 
 
 def _uplink_mtu(link: Netlink, name: str | None) -> int:
@@ -220,9 +257,9 @@ def _uplink_mtu(link: Netlink, name: str | None) -> int:
     return min(found, default=DEFAULT_MTU)
 
 
-def _set_forwarding() -> None:
+def _set_sysctl(name: str) -> None:
     """Namespaces inherit ip_forward from whoever made them: set it, never assume it."""
-    path = Path("/proc/sys/net/ipv4/ip_forward")
+    path = Path("/proc/sys", name)
     if path.read_text().strip() != "1":
         path.write_text("1")
 

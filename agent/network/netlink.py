@@ -19,16 +19,18 @@ from types import TracebackType
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
-IFLA_LINKINFO, IFLA_NET_NS_FD = 18, 28
+IFLA_PROTINFO, IFLA_LINKINFO, IFLA_NET_NS_FD = 12, 18, 28
+IFLA_BRPORT_MODE, NLA_F_NESTED = 4, 0x8000
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 IFF_UP = 1
 RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 0, 253, 1
+AF_BRIDGE = 7  # linux/socket.h; the standard library has no name for it
 CLONE_NEWNET = 0x40000000
 RECEIVE_BYTES = 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -175,6 +177,12 @@ class Netlink:
     def set_master(self, index: int, master: int) -> None:
         body = _ifinfo(index) + _number(IFLA_MASTER, master)
         self._ask(RTM_NEWLINK, NLM_F_ACK, body, f"put link {index} on bridge {master}")
+
+    def set_hairpin(self, index: int) -> None:
+        """A bridge's port that may send back what came from it."""
+        body = struct.pack("=BxHiII", AF_BRIDGE, 0, index, 0, 0)
+        body += _attribute(IFLA_PROTINFO | NLA_F_NESTED, _attribute(IFLA_BRPORT_MODE, b"\1"))
+        self._ask(RTM_SETLINK, NLM_F_ACK, body, f"set hairpin mode of link {index}")
 
     def delete_link(self, name: str) -> bool:
         """True if there was one."""

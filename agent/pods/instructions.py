@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from shoal.agent.images.port import Credential, Image
+from shoal.agent.network.port import HostPort
 from shoal.agent.pods.healthy import Baseline
 from shoal.agent.pods.probing import Target, Verdict
 from shoal.agent.runtime.port import ContainerID, ContainerSpec, ContainerState, Exit, SandboxSpec
@@ -29,6 +30,7 @@ class Attach:
     """Done's value: the pod's address."""
 
     netns: str
+    ports: tuple[HostPort, ...] = ()
     key = "attach"
 
 

@@ -10,6 +10,7 @@ from shoal.agent.pods.config import Unresolved, environment
 from shoal.agent.pods.deaths import tries_of
 from shoal.agent.pods.facts import ANSWERED, ASKED, NOT_ASKED, RUNNING, ContainerFacts, Run
 from shoal.agent.pods.healthy import seen
+from shoal.agent.pods.hostports import host_ports
 from shoal.agent.pods.images import Pulling
 from shoal.agent.pods.order import startable
 from shoal.agent.pods.pod import PodFacts
@@ -50,7 +51,7 @@ class Starting:
                 facts.held = (fault.reason, fault.message)
                 return []
         if not facts.attached and not facts.pod.spec.hostNetwork:
-            return give(i.Attach(facts.netns))
+            return give(i.Attach(facts.netns, host_ports(facts.pod.spec)))
         facts.attached, facts.address = True, facts.address or facts.node.address
         return self._volumes() if facts.pod.spec.volumes else []
 

@@ -324,7 +324,7 @@ class Worker:
             reason = "CreateContainerError" if isinstance(step, i.Start) else "FailedCreatePodSandBox"
             return i.Failed(step, reason, str(fault))
         except NetworkFault as fault:
-            return i.Failed(step, "NetworkNotReady", str(fault))
+            return i.Failed(step, fault.reason, str(fault))
         except ImageFault as fault:
             retryable = fault.reason not in PERMANENT_IMAGE_FAULTS
             return i.Failed(step, fault.reason, fault.message, retryable=retryable, retry_after=fault.retry_after)
@@ -342,8 +342,8 @@ class Worker:
         match step:
             case i.EnsureSandbox(spec):
                 return await ports.runtime.ensure_sandbox(spec)
-            case i.Attach(netns):
-                return await ports.network.attach(uid, netns)
+            case i.Attach(netns, host_ports):
+                return await ports.network.attach(uid, netns, host_ports)
             case i.HoldImage(_, name, holder):
                 return await ports.images.hold(holder, name)
             case i.PullImage():

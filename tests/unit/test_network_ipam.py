@@ -10,7 +10,7 @@ import pytest
 from shoal.agent.network import rules
 from shoal.agent.network.ipam import Leases, RangeFull, gateway, next_address
 from shoal.agent.network.linux import link_name, mac_of
-from shoal.agent.network.port import NetworkFault
+from shoal.agent.network.port import HostPort, NetworkFault
 
 RANGE = IPv4Network("10.244.3.0/29")  # gateway .1, pods .2 to .6
 
@@ -82,6 +82,11 @@ def test_link_names_fit_and_differ() -> None:
 
 
 def test_rules_name_every_pod() -> None:
-    text = rules.ruleset("shoal0", "10.244.3.0/24", "10.244.0.0/16", {"shv1": ("10.244.3.2", "0a:58:0a:f4:03:02")})
+    pods, cluster = "10.244.3.0/24", "10.244.0.0/16"
+    ports = [HostPort("tcp", "", 8080, 80), HostPort("udp", "192.168.7.1", 53, 5353)]
+    bound = {"shv1": ("10.244.3.2", "0a:58:0a:f4:03:02")}
+    text = rules.ruleset("shoal0", pods, cluster, bound, {"10.244.3.2": ports})
     assert 'elements = { "shv1" . 10.244.3.2 . 0a:58:0a:f4:03:02 }' in text
-    assert "elements" not in rules.ruleset("shoal0", "10.244.3.0/24", "10.244.0.0/16", {})
+    assert "elements = { tcp . 8080 : 10.244.3.2 . 80 }" in text
+    assert "elements = { udp . 192.168.7.1 . 53 : 10.244.3.2 . 5353 }" in text
+    assert "elements" not in rules.ruleset("shoal0", pods, cluster, {}, {})
