@@ -81,7 +81,9 @@ class Scheduler:
     def schedule(self, snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:
         """In the order of the queue (see `order`); each run is judged anew."""
         plan = Plan()
-        for run in runs(queue):
+        for run in runs(queue, snapshot.is_held):
+            for one in run.waiting:
+                snapshot.undo(one.uid)  # a nominated pod gives up its room when its turn comes
             self._run(snapshot, run, plan)
         return plan
 

@@ -46,7 +46,7 @@ def order(queue: Iterable[Waiting]) -> list[Waiting]:
 
 def _gang_or_class(waiting: Waiting) -> Hashable:
     pods = waiting.pods
-    return (pods.namespace, pods.group) if pods.group else pods
+    return (pods.namespace, pods.group, pods.priority) if pods.group else pods
 
 
 def _together(queue: Sequence[Waiting], key: Callable[[Waiting], Hashable]) -> dict[Hashable, list[Waiting]]:
@@ -56,8 +56,17 @@ def _together(queue: Sequence[Waiting], key: Callable[[Waiting], Hashable]) -> d
     return found
 
 
-def runs(queue: Sequence[Waiting]) -> Iterator[Run]:
-    """In the order of the queue."""
+def runs(queue: Sequence[Waiting], alone: Callable[[str], bool]) -> Iterator[Run]:
+    """In the order of the queue; a pod whose uid is to stand `alone` is a run of its own, save in its gang."""
     for _, found in groupby(queue, key=_gang_or_class):
-        waiting = list(found)
-        yield Run(waiting[0].pods.group, waiting[0].pods, waiting)
+        together = list(found)
+        pods = together[0].pods
+        start = 0
+        for index, one in enumerate(together) if not pods.group else ():
+            if alone(one.uid):
+                if start < index:
+                    yield Run("", pods, together[start:index])
+                yield Run("", pods, [one])
+                start = index + 1
+        if start < len(together):
+            yield Run(pods.group, pods, together[start:])

@@ -153,6 +153,9 @@ class Snapshot:
     def held(self, uid: str) -> Hold | None:
         return self._holds.get(uid)
 
+    def is_held(self, uid: str) -> bool:
+        return uid in self._holds
+
     def pods_on(self, node: str) -> Mapping[str, Hold]:
         """What the node holds, by uid."""
         return self._by_node.get(node, {})
@@ -244,14 +247,24 @@ class Snapshot:
         uid = new.metadata.uid
         if not holds(new):
             # An unbound pod may be assumed here while its binding is under way: only its end frees that.
-            ended = new.status.phase in FINAL_PHASES
-            return (self.undo(uid) if ended else False) or freed
+            if new.status.phase in FINAL_PHASES:
+                return self.undo(uid) or freed
+            self._renominate(event.key, event.new.created, new, event.old is None)
+            return freed
         known = self._holds.get(uid)
         if known is None or not _same(known, new):
             self.undo(uid)
             self.commit(uid, self.hold_of(new, event.key, event.new.created))
             freed = freed or known is not None
         return freed
+
+    def _renominate(self, key: Key, created: int, pod: o.Pod, is_new: bool) -> None:
+        """A pod that had its room kept when the cluster was last looked at has it kept on; later it is the plans that
+        say so."""
+        node, uid = pod.status.nominatedNodeName, pod.metadata.uid
+        if is_new and node and uid not in self._holds and not pod.metadata.HasField("deletionTimestamp"):
+            hold = self.hold_of(pod, key, created)
+            self.commit(uid, hold._replace(node=node, nominated=True))
 
     def hold_of(self, pod: o.Pod, key: Key, created: int) -> Hold:
         """What a bound pod takes."""
