@@ -11,11 +11,13 @@ from google.protobuf.message import DecodeError
 from shoal.master import volumes
 from shoal.master.api import placement, podsecurity
 from shoal.master.api.faults import Forbidden, Invalid, invalid_object
+from shoal.master.api.shapes import Shape, Shapes
 from shoal.master.controllers import priorities
 from shoal.master.model import CLUSTER_SCOPED, KINDS, Conflict, Key, NotFound, Object, TooLarge, View, key_of
 from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.proto import known
 from shoal.proto.defaults import apply_defaults
+from shoal.proto.errors import FieldError
 from shoal.proto.kinds import Plain
 from shoal.proto.references import LOCAL_FINALIZER, VOLUME_PROTECTION
 from shoal.proto.v1 import cluster_pb2 as c
@@ -106,17 +108,23 @@ def normal_key(key: c.Key) -> Key:
     return Key(key.kind, key.namespace or DEFAULT_NAMESPACE, key.name)
 
 
-def prepare_create(view: View, obj: Object, stamp: Stamp, profiles: Collection[str] = tuple(BUILT_IN)) -> None:
-    """Turns what was sent into what is stored, in place; `profiles` are those of the scheduler. Raises Fault."""
+def prepare_create(
+    view: View,
+    obj: Object,
+    stamp: Stamp,
+    profiles: Collection[str] = tuple(BUILT_IN),
+    shapes: Shapes | None = None,
+) -> None:
+    """Turns what was sent into what is stored, in place; `profiles` are those of the scheduler, `shapes` those that
+    are known to be sound. Raises Fault."""
     _refuse_certificates(obj)
     meta = obj.metadata
     uid = stamp.uid(obj)
     if not meta.name and meta.generateName:
         meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
     _clear_servers_fields(obj)
-    apply_defaults(obj)
-    _prepare_storage(view, obj)
-    problems = [*validate(obj), *_creation_problems(view, obj), *podsecurity.problems(view, obj)]
+    wrong, shape = _completed(view, obj, shapes)
+    problems = [*wrong, *_creation_problems(view, obj), *podsecurity.problems(view, obj, shape=shape)]
     problems += placement.problems(view, obj, profiles)
     if problems:
         raise invalid_object(str(key_of(obj)), problems)
@@ -128,6 +136,24 @@ def prepare_create(view: View, obj: Object, stamp: Stamp, profiles: Collection[s
         placement.cordon(obj, None, stamp.now)
     _first_status(obj)
     _check_size(obj)
+
+
+def _completed(view: View, obj: Object, shapes: Shapes | None) -> tuple[list[FieldError], Shape | None]:
+    """Fills in the defaults; what is wrong with the object in itself, and the shape of a pod whose spec is sound."""
+    key = shapes.key(obj) if shapes is not None else None
+    if shapes is None or key is None or not isinstance(obj, o.Pod):
+        apply_defaults(obj)
+        _prepare_storage(view, obj)
+        return validate(obj), None
+    if (shape := shapes.find(key)) is not None:
+        obj.spec.CopyFrom(shape.spec)
+        return validate(obj, sound_spec=True), shape
+    apply_defaults(obj)
+    if problems := validate(obj):
+        return problems, None
+    shape = Shape(o.PodSpec.FromString(obj.spec.SerializeToString()))
+    shapes.remember(key, shape)
+    return [], shape
 
 
 def _refuse_certificates(obj: Object) -> None:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from shoal.master.api import admission, deletion
 from shoal.master.api.faults import Forbidden, Invalid, failure_of
+from shoal.master.api.shapes import Shapes
 from shoal.master.model import (
     KINDS,
     AlreadyExists,
@@ -94,6 +95,7 @@ class Writes:
         self._store = store
         self._now = now
         self._profiles = profiles  # of the scheduler, by name
+        self._shapes = Shapes()
         self._deletions: OrderedDict[tuple[str, Key], None] = OrderedDict()
 
     # ---- verbs ----
@@ -186,7 +188,7 @@ class Writes:
 
     # ---- one object ----
     def _prepare(self, message: Object, stamp: admission.Stamp) -> None:
-        admission.prepare_create(self._store.view, message, stamp, self._profiles)
+        admission.prepare_create(self._store.view, message, stamp, self._profiles, self._shapes)
 
     def _follow(self, old: Object, new: Object) -> None:
         admission.prepare_update(self._store.view, old, new, self._now(), self._profiles)

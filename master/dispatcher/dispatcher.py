@@ -83,6 +83,7 @@ class Dispatcher:
         self.counters = counters or Counters()
         self._writer = StatusWriter(store, self.counters, now)
         self._sessions: dict[str, Session] = {}
+        self._touched: set[Session] = set()  # by the events that are being told
         self._joining: dict[str, object] = {}
         self._last_seen: dict[str, float] = {}
         self._started = self._clock()
@@ -156,9 +157,9 @@ class Dispatcher:
             for event in events:
                 self._tell(event)
             self._fed = max(self._fed, revision)
-            for session in self._sessions.values():
-                if session.dirty:
-                    session.wake()
+            touched, self._touched = self._touched, set()
+            for session in touched:
+                session.wake()
 
     def _tell(self, event: Event) -> None:
         old = event.old.message if event.old else None
@@ -171,6 +172,7 @@ class Dispatcher:
                     self._end_for(session, new)
                 elif session is not None:
                     session.dirty.add_pod(uid, event.revision)
+                    self._touched.add(session)
         elif event.key.kind == "Node":
             self._tell_node(event, new if isinstance(new, o.Node) else None)
         if event.key.kind != "Node":
@@ -180,10 +182,12 @@ class Dispatcher:
         for node, key in deliveries.concerned(self.view, event):
             if (session := self._sessions.get(node)) is not None:
                 session.dirty.add_object(key, event.revision)
+                self._touched.add(session)
         if event.new is None and (lost := deliveries.unreachable(event)):
             for session in self._sessions.values():
                 for key in lost & session.volumes:
                     session.dirty.add_object(key, event.revision)
+                    self._touched.add(session)
 
     def _end_for(self, session: Session, pod: Object | None) -> None:
         """Says for the agent that a deleted pod, of which it holds nothing, has ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
@@ -28,53 +28,64 @@ class Sessions(Protocol):
 
 
 class GrpcStream(Generic[Out, In]):
-    """One call as a stream of messages both ways. close() frees whoever waits in send or receive."""
+    """One call as a stream of messages both ways. close() frees whoever waits in send or receive.
+
+    A read or write runs in the task of whoever asks: with thousands of sessions a task for each would be a third of
+    a message's cost. close() interrupts those tasks, and they see it as the stream's end.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed = False
+        self._waiting: set[asyncio.Task[Any]] = set()
 
     async def send(self, message: Out) -> None:
         """Waits for the peer's window. Raises StreamClosed."""
-        if self._closed.done():
-            raise StreamClosed("closed here")
-        await self._or_closed(self._context.write(message))
+        await self._interruptible(self._context.write, message)
 
     async def receive(self) -> In | None:
         """None when either side is done."""
-        if self._closed.done():
-            return None
         try:
-            message = await self._or_closed(self._context.read())
+            message: Any = await self._interruptible(self._context.read)
         except StreamClosed:
             return None
         return None if message is grpc.aio.EOF else message
 
     def close(self) -> None:
-        if not self._closed.done():
-            self._closed.set_result(None)
+        if not self._closed:
+            self._closed = True
+            own = asyncio.current_task()
+            for task in self._waiting:
+                if task is not own:
+                    task.cancel()
 
-    async def _or_closed(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait((task, self._closed), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not task.done():
-                task.add_done_callback(_forget)
-                task.cancel()
-        if not task.done():
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    async def _interruptible(self, work: Callable[..., Awaitable[T]], *arguments: object) -> T:
+        if self._closed:
             raise StreamClosed("closed here")
+        task = _current()
+        self._waiting.add(task)
         try:
-            return task.result()
-        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError, asyncio.CancelledError):
+            return await work(*arguments)
+        except asyncio.CancelledError:
+            # By close(), by grpc because the call is over, or from outside: only the last is to go on.
+            if task.cancelling() and (not self._is_closed() or task.uncancel()):
+                raise
+            self._closed = True
+            raise StreamClosed("the other side is gone") from None
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             self.close()
             raise StreamClosed("the other side is gone") from None
+        finally:
+            self._waiting.discard(task)
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
-    """Nobody waits for it any more: how it ended does not matter."""
-    if not task.cancelled():
-        task.exception()
+def _current() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None, "streams are used in tasks"
+    return task
 
 
 class AgentsAdapter:
