@@ -27,6 +27,8 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
+    ("grpc.http2.bdp_probe", 0),  # it answers each message after a pause with a ping of its own
+    ("grpc.http2.lookahead_bytes", 1 << 20),  # the window, which the probe would have found
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),  # the session has its own, longer backoff above this
 ]

@@ -76,6 +76,10 @@ class ControllerLoop:
     ) -> None:
         self.store = store
         self.controllers = {controller.name: controller for controller in controllers}
+        self._watches: dict[str, list[tuple[str, Watch]]] = {}
+        for controller in controllers:
+            for kind, watch in controller.watches.items():
+                self._watches.setdefault(kind, []).append((controller.name, watch))
         self.recorder = recorder
         self.now = now
         self.rng = rng
@@ -138,22 +142,18 @@ class ControllerLoop:
             self._wake.set()
 
     def _enqueue(self, events: Iterable[Event]) -> None:
+        view = self.store.view
         for event in events:
-            for controller in self.controllers.values():
-                watch = controller.watches.get(event.key.kind)
-                for key in self._keys(controller.name, watch, event) if watch else ():
-                    self._add(Item(controller.name, key))
-
-    def _keys(self, name: str, watch: Watch, event: Event) -> Iterable[Key]:
-        try:
-            return list(watch(self.store.view, event))
-        except Exception:
-            # One object that a watch trips over must not blind the controllers to all others.
-            log.exception("%s: its watch failed on %s", name, event.key)
-            return ()
+            for name, watch in self._watches.get(event.key.kind, ()):
+                try:
+                    for key in watch(view, event):
+                        self._add(Item(name, key))
+                except Exception:
+                    # One object that a watch trips over must not blind the controllers to all others.
+                    log.exception("%s: its watch failed on %s", name, event.key)
 
     def _add(self, item: Item) -> None:
-        if self._rests and (left := self._rest_of(item)) > 0:
+        if item in self._rests and (left := self._rest_of(item)) > 0:
             self._add_later(item, left)
             return
         self._dirty[item] = None

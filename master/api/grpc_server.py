@@ -40,6 +40,8 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+    ("grpc.http2.bdp_probe", 0),  # it answers each message after a pause with a ping of its own
+    ("grpc.http2.lookahead_bytes", 1 << 20),  # the window, which the probe would have found
 )
 
 CODES = {

@@ -32,11 +32,15 @@ def controller(beats: Callable[[], Beats]) -> Controller:
     return Controller("eviction", {"Node": own_key, "Pod": node_of_pod}, partial(_call, beats))
 
 
-def node_of_pod(_view: View, event: Event) -> Iterable[Key]:
+def node_of_pod(view: View, event: Event) -> Iterable[Key]:
+    """Its node, when that has a taint for which pods have to go."""
     pod = event.new.message if event.new else None
-    if isinstance(pod, o.Pod) and pod.spec.nodeName and pod.status.phase not in FINAL_PHASES:
-        return (Key("Node", "", pod.spec.nodeName),)
-    return ()
+    if not isinstance(pod, o.Pod) or not (name := pod.spec.nodeName):
+        return ()
+    node = view.get("Node", "", name)
+    if not isinstance(node, o.Node) or not any(taint.effect == "NoExecute" for taint in node.spec.taints):
+        return ()
+    return () if pod.status.phase in FINAL_PHASES else (Key("Node", "", name),)
 
 
 def _call(beats: Callable[[], Beats], view: View, key: Key, now: float) -> Outcome:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 from shoal.master.model import Event, Key, Object, Record
 from shoal.master.store.indexes import Indexes
 from shoal.proto.v1 import objects_pb2 as o
+
+_NOTHING: Mapping[str, Record] = {}
+_NOWHERE: Mapping[str, Mapping[str, Record]] = {}
 
 
 class Applied(NamedTuple):
@@ -34,11 +37,11 @@ class Cache:
         return self._revision
 
     def record(self, key: Key) -> Record | None:
-        return self._records.get(key.kind, {}).get(key.namespace, {}).get(key.name)
+        return self._records.get(key.kind, _NOWHERE).get(key.namespace, _NOTHING).get(key.name)
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        record = self.record(Key(kind, namespace, name))
-        return record.message if record else None
+        record = self._records.get(kind, _NOWHERE).get(namespace, _NOTHING).get(name)
+        return record.message if record is not None else None
 
     def all(self, kind: str, namespace: str | None = None) -> Iterator[Object]:
         return (record.message for record in self.records(kind, namespace))
