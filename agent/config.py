@@ -16,11 +16,13 @@ from shoal.agent.machines import DEFAULT_PODS, Overrides
 from shoal.agent.reserve import RESOURCES
 from shoal.proto import quantity
 from shoal.proto.logs import FORMATS
+from shoal.proto.rules.resources import GPU, GPU_MILLI, LARGEST, not_extended
 from shoal.proto.settings_file import SettingsFileError, read_settings
 
 DEFAULT_DATA = "/var/lib/shoal"
 DEFAULT_RUN = "/run/shoal"
 DEFAULT_CGROUP = "shoal"
+MOST_GPUS = 64  # each is a device of its own to the scheduler
 AMOUNTS = ("cpu", "memory", "pods", "ephemeral-storage")
 KEYS = {
     "node": str,
@@ -36,6 +38,7 @@ KEYS = {
     "http": list,
     "capacity": dict,
     "reserved": dict,
+    "extended_resources": dict,
     "labels": dict,
     "boot_id": str,
     "spawner": str,
@@ -69,6 +72,7 @@ class Config:
     http: Sequence[tuple[str, int]] = ()
     capacity: Mapping[str, int] = field(default_factory=dict)  # cpu in thousandths, the others whole
     reserved: Mapping[str, int] = field(default_factory=dict)  # likewise, and pids; what is missing has a default
+    extended_resources: Mapping[str, int] = field(default_factory=dict)  # devices, by domain/name
     labels: Mapping[str, str] = field(default_factory=dict)
     boot_id: str = ""
     spawner: str = "own"  # the agent starts it; "external": a unit of its own does
@@ -144,6 +148,8 @@ def _value(name: str, value: Any) -> Any:
             return amounts(value)
         case "reserved":
             return amounts(value, RESOURCES)
+        case "extended_resources":
+            return devices(value)
         case "eviction":
             return parse_eviction(value)
         case "image_gc":
@@ -188,3 +194,20 @@ def amounts(table: Mapping[str, Any], known: Sequence[str] = AMOUNTS) -> dict[st
     return {
         name: quantity.milli(str(text)) if name == "cpu" else quantity.whole(str(text)) for name, text in table.items()
     }
+
+
+def devices(table: Mapping[str, Any]) -> dict[str, int]:
+    """Whole numbers of devices of each sort. Raises ValueError."""
+    found: dict[str, int] = {}
+    for name, text in table.items():
+        if name == GPU_MILLI:
+            raise ValueError(f"{name} is what pods ask for: tell how many whole devices there are with {GPU}")
+        wrong = not_extended(str(name))
+        if wrong is not None:
+            raise ValueError(wrong)
+        amount = quantity.parse(str(text))
+        most = MOST_GPUS if name == GPU else LARGEST
+        if amount.nanos % quantity.NANOS_PER_UNIT or not 0 <= amount.whole() <= most:
+            raise ValueError(f"{name} must be a whole number from 0 to {most}, but it is {text}")
+        found[str(name)] = amount.whole()
+    return found

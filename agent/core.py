@@ -53,6 +53,7 @@ class AgentConfig:
     hosts: str = ""  # the node's own /etc/hosts
     seccomp_root: str = ""  # the folder of Localhost profiles
     reserved: Reserved = field(default_factory=Reserved)
+    devices: Mapping[str, int] = field(default_factory=dict)  # extended resources, by name
     runs_root: str = ""  # the runtime's folder of a pod lies in it
     salt: bytes = field(default=b"", repr=False)  # random, of this process: see NodeFacts
     eviction: Eviction = DEFAULT_EVICTION
@@ -131,7 +132,13 @@ class Agent:
         machine = ports.machine
         self._images_stale = asyncio.Event()
         self.reporter = NodeReporter(
-            machine, ports.images, config.address, shoal.__version__, config.metrics_port, config.reserved
+            machine,
+            ports.images,
+            config.address,
+            shoal.__version__,
+            config.metrics_port,
+            config.reserved,
+            config.devices,
         )
         self.outbox = Outbox(0)
         self.deaths = DeathBook(ports.state, lambda: self.outbox)

@@ -108,6 +108,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Path | None, dict[str, Any]]:
     parser.add_argument("--http", action="append", metavar="HOST:PORT", help="metrics and health; may be repeated")
     parser.add_argument("--capacity", type=pairs, metavar="cpu=2,memory=4Gi", help="instead of the machine's own")
     parser.add_argument("--reserved", type=pairs, metavar="cpu=100m,memory=256Mi", help="kept off the pods")
+    parser.add_argument("--extended-resources", type=pairs, metavar="shoal.dev/gpu=4", help="devices, by domain/name")
     parser.add_argument("--label", type=pairs, dest="labels", metavar="key=value,...")
     parser.add_argument("--boot-id", dest="boot_id", help="instead of the machine's own")
     parser.add_argument("--log-level", dest="log_level")
@@ -253,6 +254,7 @@ def core_config(config: Config, kept: Reserved) -> AgentConfig:
         metrics_port=config.http[0][1] if config.http else 0,
         resolv_conf=pod_resolv_conf(config.resolv_conf, RESOLVED),
         reserved=kept,
+        devices=config.extended_resources,
         eviction=config.eviction,
         image_gc=config.image_gc,
         hosts=read_hosts(Path("/etc/hosts")),

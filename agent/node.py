@@ -38,6 +38,7 @@ class NodeReporter:
     version: str
     metrics_port: int = 0
     reserved: Reserved = field(default_factory=Reserved)
+    devices: Mapping[str, int] = field(default_factory=dict)  # extended resources
     runtime_fault: str = ""
     network_fault: str = ""
     pressures: Sequence[o.Condition] = ()
@@ -89,6 +90,7 @@ class NodeReporter:
             "pods": str(capacity.pods),
             "ephemeral-storage": quantity.of_bytes(storage - storage % MIB),  # free space moves by bytes all the time
         }
+        texts |= {name: str(count) for name, count in self.devices.items()}
         return {name: o.Quantity(text=text) for name, text in texts.items()}
 
     def _image_list(self) -> list[o.ContainerImage]:

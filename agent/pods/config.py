@@ -14,9 +14,11 @@ from shoal.agent.pods import downward
 from shoal.agent.pods.spec import MAX_WORDS, NodeFacts, TooLong, expand
 from shoal.agent.volumes.port import Missing
 from shoal.proto.references import CONFIG_MAP, SECRET
+from shoal.proto.rules.resources import GPU_DEVICES, GPUS
 from shoal.proto.v1 import objects_pb2 as o
 
 MAX_KEYS_SHOWN = 20  # of an object, when one is looked for in vain
+VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 HELD_BACK = "CreateContainerConfigError"
 
 
@@ -67,7 +69,14 @@ def environment(pod: o.Pod, container: o.Container, objects: Objects, node: Node
             value = _expanded(variable.value, env, f"{field}.value")
         if value is not None:
             total = _put(env, {variable.name: value}, total, field)
-    return env
+    return _gpus(pod, container) | env
+
+
+def _gpus(pod: o.Pod, container: o.Container) -> dict[str, str]:
+    """Which devices the scheduler chose, as the NVIDIA container toolkit wants to hear it; the pod's own word wins."""
+    devices = pod.metadata.annotations.get(GPU_DEVICES, "")
+    asked = any(name in container.resources.limits or name in container.resources.requests for name in GPUS)
+    return {VISIBLE_DEVICES: devices} if devices and asked else {}
 
 
 def _put(env: dict[str, str], more: Mapping[str, str], total: int, field: str) -> int:

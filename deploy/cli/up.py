@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "dev"
 DEFAULT_TIMEOUT_SECONDS = 120.0
+MOST_DIGITS = 9  # of a number of devices
 _DID = {
     "started": "started",
     "replaced": "is running; its keeper was gone and has a successor",
@@ -38,6 +39,7 @@ _DID = {
 @click.option("--node-disk", default="", metavar="SIZE", help="Give each node a disk of its own, such as 2Gi.")
 @click.option("--node-memory", default="", metavar="SIZE", help="Give each node so much memory (an equal share).")
 @click.option("--node-pids", type=click.IntRange(min=0), default=0, metavar="N", help="So many processes per node.")
+@click.option("--node-resources", default="", metavar="NAME=N,...", help="Devices of each node (shoal.dev/gpu=4).")
 @click.option("--agent-settings", metavar="FILE", help="YAML with more settings for every agent, such as `eviction`.")
 @click.option(
     "--registry-mirror",
@@ -67,6 +69,7 @@ def command(
     node_disk: str,
     node_memory: str,
     node_pids: int,
+    node_resources: str,
     agent_settings: str | None,
     mirrors: tuple[str, ...],
     insecure: tuple[str, ...],
@@ -79,7 +82,7 @@ def command(
     from shoal.deploy.devcluster.plan import DATA_ROOT, Refusal, Wishes, check_name, registry_settings
 
     size, memory = _bytes("--node-disk", node_disk), _bytes("--node-memory", node_memory)
-    told = _settings(agent_settings)
+    told = _settings(agent_settings) | _devices(node_resources)
     try:
         check_name(name)
         registries = registry_settings(mirrors, insecure)
@@ -110,6 +113,22 @@ def _settings(path: str | None) -> dict[str, Any]:
         return plain
     except SettingsFileError as fault:
         raise CommandError(f"--agent-settings: {fault}", USAGE) from None
+
+
+def _devices(text: str) -> dict[str, Any]:
+    """The agents' setting for NAME=N,NAME=N; {} for none. Raises CommandError."""
+    from shoal.proto.rules.resources import GPU_MILLI, not_extended
+
+    found: dict[str, int] = {}
+    for item in text.split(",") if text else ():
+        name, _, number = item.partition("=")
+        if not number.isdecimal() or len(number) > MOST_DIGITS:
+            raise CommandError(f'--node-resources: "{item}" is not NAME=N, such as shoal.dev/gpu=4', USAGE)
+        if name == GPU_MILLI or (wrong := not_extended(name)):
+            advice = "use shoal.dev/gpu=N for N devices" if name == GPU_MILLI else wrong
+            raise CommandError(f"--node-resources: {name}: {advice}", USAGE)
+        found[name] = int(number)
+    return {"extended_resources": found} if found else {}
 
 
 def _bytes(flag: str, text: str) -> int:

@@ -123,6 +123,8 @@ def prepare_create(
     if not meta.name and meta.generateName:
         meta.name = meta.generateName[: 63 - SUFFIX_CHARACTERS] + _suffix(uid)
     _clear_servers_fields(obj)
+    if isinstance(obj, o.Pod):
+        placement.keep_devices(None, obj)
     wrong, shape = _completed(view, obj, shapes)
     problems = [*wrong, *_creation_problems(view, obj), *podsecurity.problems(view, obj, shape=shape)]
     problems += placement.problems(view, obj, profiles)
@@ -258,6 +260,7 @@ def _keep_servers_fields(old: Object, new: Object) -> None:
         new.spec.nodeName = old.spec.nodeName
     if isinstance(new, o.Pod) and isinstance(old, o.Pod):
         placement.keep_priority(old, new)
+        placement.keep_devices(old, new)
 
 
 def copy_status(source: Object, target: Object) -> None:

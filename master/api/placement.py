@@ -7,6 +7,7 @@ from collections.abc import Collection
 from shoal.master.controllers import priorities
 from shoal.master.model import Object, View
 from shoal.proto.errors import FieldError, nearest
+from shoal.proto.rules.resources import GPU_DEVICES
 from shoal.proto.v1 import objects_pb2 as o
 
 UNSCHEDULABLE = "node.kubernetes.io/unschedulable"  # the taint of a cordoned node
@@ -56,6 +57,13 @@ def keep_priority(old: o.Pod, new: o.Pod) -> None:
     for name in ("priority", "preemptionPolicy"):
         if old.spec.HasField(name) and not new.spec.HasField(name):
             setattr(new.spec, name, getattr(old.spec, name))
+
+
+def keep_devices(old: o.Pod | None, new: o.Pod) -> None:
+    """Which devices a pod has only the scheduler says, when it binds it."""
+    new.metadata.annotations.pop(GPU_DEVICES, None)
+    if old is not None and GPU_DEVICES in old.metadata.annotations:
+        new.metadata.annotations[GPU_DEVICES] = old.metadata.annotations[GPU_DEVICES]
 
 
 def cordon(node: o.Node, old: o.Node | None, now: float) -> None:

@@ -10,6 +10,7 @@ from shoal.master.controllers.base import Rng, condition, instant, owner_referen
 from shoal.master.controllers.priorities import begin, give_priority
 from shoal.master.model import Object, View
 from shoal.proto.defaults import apply_defaults
+from shoal.proto.rules.resources import GPU_DEVICES
 from shoal.proto.v1 import objects_pb2 as o
 
 # Kubernetes' alphabet for generated names: no vowels (no words), no 0, 1 and 3 (no doubt).
@@ -41,6 +42,7 @@ def pod_from(view: View, template: o.PodTemplateSpec, owner: Object, name: str, 
     meta.creationTimestamp.CopyFrom(instant(now))
     meta.labels.update(template.metadata.labels)
     meta.annotations.update(template.metadata.annotations)
+    meta.annotations.pop(GPU_DEVICES, None)  # which only the scheduler writes
     meta.finalizers.extend(template.metadata.finalizers)
     meta.ownerReferences.append(owner_reference(owner))
     pod.spec.CopyFrom(template.spec)

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from shoal.agent.config import Config, ConfigError, check, load
+from shoal.agent.images.fake import FakeImages
 from shoal.agent.machine import Capacity
 from shoal.agent.main import EXIT_USAGE, main, parse, pod_resolv_conf
+from shoal.agent.node import NodeReporter
 from shoal.agent.runtime.settings import load as load_settings
 from shoal.agent.spawn import main as spawn
 from shoal.agent.spawn import prepare, settings_of
+from tests.agent_world import StillMachine
 
 GOOD: dict[str, Any] = {
     "node": "n1",
@@ -162,3 +165,35 @@ def test_registries_are_checked_in_every_part() -> None:
         ({"docker.io": {"ca": "ca.crt"}}, "absolute path"),
     ):
         assert words in refused(registries=wrong)
+
+
+# ---- devices ----
+def test_devices_are_told_and_reported() -> None:
+    config = check(GOOD | {"extended_resources": {"shoal.dev/gpu": 4, "example.com/fpga": "2"}}, "agent.yaml")
+    assert config.extended_resources == {"shoal.dev/gpu": 4, "example.com/fpga": 2}
+    _, flags = parse(["--extended-resources", "shoal.dev/gpu=4"])
+    assert load(None, flags | GOOD).extended_resources == {"shoal.dev/gpu": 4}
+    reporter = NodeReporter(StillMachine(), FakeImages(), "10.0.0.1", "1", devices=config.extended_resources)
+    report = reporter.report()
+    for amounts in (report.capacity, report.allocatable):
+        assert (amounts["shoal.dev/gpu"].text, amounts["example.com/fpga"].text) == ("4", "2")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gpu": 1}, '"gpu" needs a domain in front, such as example.com/gpu'),
+        ({"shoal.dev/gpus": 1}, 'did you mean "shoal.dev/gpu"?'),
+        ({"shoal.dev/gpu-milli": 4000}, "tell how many whole devices there are with shoal.dev/gpu"),
+        ({"shoal.dev/gpu": 1025}, "shoal.dev/gpu must be a whole number from 0 to 64, but it is 1025"),
+        ({"kubernetes.io/x": 1}, "kubernetes.io has none of its own"),
+        ({"example.com/fpga": "500m"}, "example.com/fpga must be a whole number"),
+        ({"example.com/fpga": -1}, "example.com/fpga must be a whole number from 0 to"),
+        ({"example.com/fpga": "2Ei"}, "example.com/fpga must be a whole number from 0 to"),
+        ({"example.com/fpga": "many"}, '"many" is not a quantity'),
+        ({"example.com/fpga": None}, '"None" is not a quantity'),
+        (["shoal.dev/gpu"], "extended_resources must be a dict"),
+    ],
+)
+def test_devices_that_cannot_be(given: object, message: str) -> None:
+    assert message in refused(extended_resources=given)

@@ -185,3 +185,19 @@ def test_no_name_that_a_process_cannot_take_passes(name: str) -> None:
 
 def test_labels_are_written_as_lines_in_go_s_quotes() -> None:
     assert downward.lines({"b": 'say "hi"\n', "a": "é\x01\\"}) == 'a="é\\x01\\\\"\nb="say \\"hi\\"\\n"'
+
+
+# ---- devices ----
+def test_a_container_that_asks_for_gpus_is_told_which() -> None:
+    one = pod(resources=o.ResourceRequirements(limits={"shoal.dev/gpu-milli": o.Quantity(text="500")}))
+    one.spec.containers.add(name="beside")
+
+    def told(number: int) -> dict[str, str]:
+        return environment(one, one.spec.containers[number], objects(), NODE, "10.1.0.5")
+
+    assert told(0) == {}
+    one.metadata.annotations["shoal.dev/gpu-devices"] = "0,3"
+    assert told(0) == {"NVIDIA_VISIBLE_DEVICES": "0,3"}
+    assert told(1) == {}
+    one.spec.containers[0].env.add(name="NVIDIA_VISIBLE_DEVICES", value="none")
+    assert told(0) == {"NVIDIA_VISIBLE_DEVICES": "none"}

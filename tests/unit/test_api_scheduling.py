@@ -12,7 +12,7 @@ from shoal.master.api.service import ClusterService
 from shoal.master.controllers.base import condition
 from shoal.master.controllers.replicaset import reconcile
 from shoal.master.core import Master
-from shoal.master.model import KINDS, Key, Object
+from shoal.master.model import KINDS, Key, Modify, Object
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.masterkit import memory_master
@@ -203,3 +203,22 @@ async def test_a_cordoned_node_has_the_taint_for_as_long_as_it_is(api: ClusterSe
     assert await taints(False) == ["own:NoSchedule"]
     cordoned = ["own:NoSchedule", "node.kubernetes.io/unschedulable:NoSchedule"]
     assert [await taints(True), await taints(True), await taints(False)] == [cordoned, cordoned, ["own:NoSchedule"]]
+
+
+# ---- devices ----
+async def test_only_the_scheduler_says_which_devices_a_pod_has(master: Master) -> None:
+    ask, wishful = Asker(master.service), pod()
+    wishful.metadata.annotations["shoal.dev/gpu-devices"] = "0,1,2,3"
+
+    def devices(obj: Object) -> str | None:
+        return obj.metadata.annotations.get("shoal.dev/gpu-devices")
+
+    assert devices(await ask.made(wishful)) is None
+
+    def give(found: Object) -> bool:
+        found.metadata.annotations["shoal.dev/gpu-devices"] = "2"
+        return True
+
+    await master.store.write([Modify(Key("Pod", "default", "web"), give)])
+    assert devices(await ask.made(wishful)) == "2"
+    assert devices(await ask.made(pod(), verb="update")) == "2"

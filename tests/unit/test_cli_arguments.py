@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoal.deploy.cli import contexts, naming
-from shoal.deploy.cli.failures import CommandError
+from shoal.deploy.cli.failures import USAGE, CommandError
 from shoal.deploy.cli.main import ELSEWHERE, VERBS, cli, run
 from shoal.deploy.cli.naming import Wanted
 
@@ -23,6 +23,8 @@ from shoal.deploy.cli.naming import Wanted
         (["no", "a", "b", "a"], [Wanted("Node", ("a", "b"))]),
         (["pod/a", "deploy/b"], [Wanted("Pod", ("a",)), Wanted("Deployment", ("b",))]),
         (["cm", "x"], [Wanted("ConfigMap", ("x",))]),
+        (["pc,pdb,pg"], [Wanted("PriorityClass"), Wanted("PodDisruptionBudget"), Wanted("PodGroup")]),
+        (["podgroups.scheduling.x-k8s.io", "g"], [Wanted("PodGroup", ("g",))]),
     ],
 )
 def test_objects(words: list[str], meant: list[Wanted]) -> None:
@@ -210,3 +212,18 @@ def test_a_verb_that_is_not_there_says_what_does_the_same(
 
 def test_no_verb_of_ours_is_said_to_be_missing() -> None:
     assert not ELSEWHERE.keys() & VERBS.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("gpu", '"gpu" is not NAME=N, such as shoal.dev/gpu=4'),
+        ("gpu=4", '"gpu" needs a domain in front, such as example.com/gpu'),
+        ("shoal.dev/gpu=-1", '"shoal.dev/gpu=-1" is not NAME=N'),
+        ("shoal.dev/gpu=1,shoal.dev/gpus=2", 'did you mean "shoal.dev/gpu"?'),
+        ("shoal.dev/gpu-milli=4000", "use shoal.dev/gpu=N for N devices"),
+    ],
+)
+def test_devices_of_a_development_cluster(text: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--node-resources", text]) == USAGE
+    assert why in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What the command prints, from messages alone."""
 
 import json
+from typing import Any
 
 import pytest
 import yaml
@@ -406,3 +407,47 @@ def test_what_several_fields_have_in_common_is_said_once() -> None:
         "has no name",
     ]
     assert problem_lines(fields) == lines
+
+
+# ---- scheduling ----
+def stamped(obj: Any) -> Any:
+    obj.metadata.name, obj.metadata.creationTimestamp.seconds = "x", int(NOW) - 120
+    return obj
+
+
+def test_priority_classes() -> None:
+    made = stamped(o.PriorityClass(kind="PriorityClass", value=1000, preemptionPolicy="Never", description="for us"))
+    assert headings("PriorityClass") == ["NAME", "VALUE", "GLOBAL-DEFAULT", "AGE", "PREEMPTIONPOLICY"]
+    assert row_of(made, NOW) == ["x", "1000", "false", "2m", "Never"]
+    assert "Description:     for us" in describe(made, NOW, [])
+
+
+def test_disruption_budgets() -> None:
+    made = stamped(o.PodDisruptionBudget(kind="PodDisruptionBudget"))
+    made.spec.minAvailable.text = "50%"
+    made.spec.selector.matchExpressions.add(key="app", operator="In", values=["a", "b"])
+    made.status.MergeFrom(o.PodDisruptionBudgetStatus(disruptionsAllowed=1, currentHealthy=3, desiredHealthy=2))
+    assert row_of(made, NOW, wide=True) == ["x", "50%", "N/A", "1", "2m", "3", "2", "0", "app in (a,b)"]
+    made.spec.ClearField("minAvailable")
+    made.spec.maxUnavailable.number = 0
+    made.spec.selector.Clear()
+    made.spec.selector.SetInParent()
+    assert row_of(made, NOW, wide=True)[1:3] == ["N/A", "0"] and row_of(made, NOW, wide=True)[-1] == "<all>"
+    lines = describe(made, NOW, [])
+    assert "Max Unavailable: 0" in lines and "Healthy:         3 of 0 pods, 2 desired" in lines
+
+
+def test_pod_groups() -> None:
+    made = stamped(o.PodGroup(kind="PodGroup"))
+    made.spec.minMember = 4
+    assert row_of(made, NOW) == ["x", "Pending", "4", "0", "0", "0", "2m"]
+    made.status.MergeFrom(o.PodGroupStatus(phase="Running", running=4, scheduled=4, occupiedBy="ReplicaSet/web"))
+    assert row_of(made, NOW, wide=True)[1:] == ["Running", "4", "4", "0", "0", "2m", "4", "<none>", "ReplicaSet/web"]
+    assert "Members:         failed=0" in describe(made, NOW, [])
+
+
+def test_a_cordoned_node_says_so() -> None:
+    node = stamped(o.Node(kind="Node"))
+    node.status.conditions.add(type="Ready", status="True")
+    node.spec.unschedulable = True
+    assert row_of(node, NOW)[1] == "Ready,SchedulingDisabled"
