@@ -82,6 +82,23 @@ def told(pod: o.Pod, message: str, node: str = "", reason: str = UNSCHEDULABLE) 
     return False
 
 
+@dataclass(slots=True)
+class Nominate:
+    """Says on which node room is held for the pod."""
+
+    node: str
+
+    def __call__(self, found: Object) -> bool:
+        if not isinstance(found, o.Pod) or not wants_node(found) or found.status.nominatedNodeName == self.node:
+            return False
+        found.status.nominatedNodeName = self.node
+        return True
+
+
+def nominate(waiting: Waiting, node: str) -> Change:
+    return Modify(waiting.key, Nominate(node), uid=waiting.uid)
+
+
 def select_node(claim: o.PersistentVolumeClaim, node: str) -> Change:
     """Ties a claim that has no volume yet to a node."""
 

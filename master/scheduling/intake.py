@@ -70,22 +70,17 @@ class Intake:
         """Whether there may be pods that could be evicted for it."""
         return pods.preempts and not pods.group and pods.priority > self.lowest
 
-    def restore(self, events: Sequence[Event]) -> None:
+    def restore(self) -> None:
         """At the start of a term: pods that were nominated before have their room again, where it still makes sense."""
-        for event in events:
-            pod = event.new.message if event.new else None
-            if not isinstance(pod, o.Pod) or not pod.status.nominatedNodeName:
-                continue
-            pending = self.queue.pods.get(pod.metadata.uid)
-            if pending is not None:
-                pending.node = pod.status.nominatedNodeName
-                self.queue.nominated[pending.waiting.uid] = pending
+        for uid, pending in self.queue.pods.items():
+            hold = self.books.snapshot.held(uid)
+            if hold is not None and hold.nominated:
+                pending.node = hold.node
                 if self._tenable(pending):
-                    waiting = pending.waiting
-                    hold = Hold(
-                        pending.node, waiting.pods, key=waiting.key, nominated=True, arrival=waiting.arrival
-                    )
-                    self.books.commit(waiting.uid, hold)
+                    self.queue.nominated[uid] = pending
+                else:
+                    pending.node = ""
+                    self.books.undo(uid)
 
     # ---- pods ----
     def _pod(self, event: Event, news: News) -> None:
@@ -175,6 +170,8 @@ class Intake:
         for uid, pending in list(self.queue.nominated.items()):
             if pending.node in news.nodes and not self._tenable(pending):
                 self._give_up(uid, news)
+                pending.node = ""
+                del self.queue.nominated[uid]
                 self.queue.ready(uid)
 
     def _tenable(self, pending: Pending) -> bool:

@@ -12,12 +12,12 @@ from shoal.master.controllers.base import Said
 from shoal.master.model import Change, Event, Fault, NotLeader, Object, Record, Unavailable, key_of
 from shoal.master.recorder import Recorder
 from shoal.master.scheduler.classes import Classes, PodClass
-from shoal.master.scheduler.core import Plan, Preemption, Refusal
+from shoal.master.scheduler.core import Plan, Preemption, Refusal, Scheduler
 from shoal.master.scheduler.queue import order
 from shoal.master.scheduler.snapshot import Hold, Snapshot
 from shoal.master.scheduling.binder import Binder, Settled
 from shoal.master.scheduling.books import Books
-from shoal.master.scheduling.changes import SCHEDULER_ERROR, sentence, tell, told, wants_node
+from shoal.master.scheduling.changes import SCHEDULER_ERROR, nominate, sentence, tell, told, wants_node
 from shoal.master.scheduling.decisions import Decision, Decisions, Observer
 from shoal.master.scheduling.evictor import Evictor
 from shoal.master.scheduling.intake import Intake
@@ -25,6 +25,7 @@ from shoal.master.scheduling.judge import Judge, Judged
 from shoal.master.scheduling.meter import Meter, NoMeter
 from shoal.master.scheduling.news import News
 from shoal.master.scheduling.queue import Queue
+from shoal.master.scheduling.reserve import Reserver
 from shoal.master.stores import StoreFace
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -54,8 +55,9 @@ class SchedulingLoop:
         meter: Meter | None = None,
         observer: Observer | None = None,
         refresh: bool = True,
+        core: Scheduler | None = None,
     ) -> None:
-        """`refresh`: pods that no event can help are looked at now and then, so that the reasons that they tell are
+        """`core` decides; without it one with the built-in profiles. `refresh`: pods that no event can help are looked at now and then, so that the reasons that they tell are
         true; for tests that want to see what events alone do."""
         self.store, self.recorder, self.now, self.rng = store, recorder, now, rng
         self.meter: Meter = meter or NoMeter()
@@ -65,9 +67,10 @@ class SchedulingLoop:
         self.decisions = Decisions()
         self.windows = 0  # plans made in this term
         self._intake = Intake(self.books, self.queue, classes, self.decisions, self._time)
-        self._judge = Judge(self.snapshot)
+        self._judge = Judge(self.snapshot, core)
         self._binder = Binder(store, self.books, now, rng, self.meter)
         self._evictor = Evictor(store, self._say, now, rng)
+        self._reserver = Reserver(self.books, self.queue, self._time)
         self._events: list[Event] = []
         self._revision = 0  # of the newest event that came
         self._wake = asyncio.Event()
@@ -85,9 +88,8 @@ class SchedulingLoop:
     async def run(self) -> None:
         subscription = self.store.subscribe(set(WATCHED))
         self._revision = self.store.view.revision
-        existing = self._existing()
-        self._take_events(existing)
-        self._intake.restore(existing)
+        self._take_events(self._existing())
+        self._intake.restore()
         pump = asyncio.create_task(self._pump(subscription), name="scheduler: watch")
         try:
             while not pump.done():
@@ -147,6 +149,7 @@ class SchedulingLoop:
             self._settle(await self._binder.resend())
             return
         await self._evictor.resend()
+        await self._reserve()
         self.queue.due(self._time())
         self._look_again()
         batch = order(self.queue.take(WINDOW))
@@ -166,6 +169,23 @@ class SchedulingLoop:
         self._hear(news)
         self._go_on(judged.plan)
 
+    async def _reserve(self) -> None:
+        """Keeps room for whom others overtake."""
+        if self._reserver.at is None or self._time() < self._reserver.at:
+            return
+        done = self._reserver.tick()
+        self._hear(done.news)
+        try:
+            results = await self.store.write([nominate(one.waiting, one.node) for one in done.kept])
+        except Unavailable as fault:
+            log.warning("nominations are not written down: %s", fault)  # they hold all the same
+            return
+        for pending, result in zip(done.kept, results, strict=True):
+            if isinstance(result, Record):
+                waited = f"{self._time() - pending.since:.0f} s"
+                message = f"Waited {waited} while others were placed: room is kept for it on node {pending.node}"
+                self._say(result.message, "Normal", "RoomReserved", message)
+
     def _look_again(self) -> None:
         """Reasons age: whoever was refused before the last news tells anew why it waits, some at a time."""
         if self._refresh_at is None or self._time() < self._refresh_at:
@@ -180,8 +200,8 @@ class SchedulingLoop:
             return
         self._wake.clear()
         until = self.queue.later[0][0] if self.queue.later else None
-        if self._refresh_at is not None:
-            until = min(until or self._refresh_at, self._refresh_at)
+        for other in (self._refresh_at, self._reserver.at):
+            until = other if until is None or (other is not None and other < until) else until
         try:
             async with asyncio.timeout_at(until):
                 await self._wake.wait()
@@ -331,6 +351,9 @@ class SchedulingLoop:
         return not told(pod, refusal.explanation.message, self.queue.pods[waiting.uid].node)
 
     def _settle(self, settled: Settled) -> None:
+        if settled.bound and len(self.queue.lot):
+            pods = self.queue.pods
+            self._reserver.bound(pods[one.waiting.uid].place for one in settled.bound if one.waiting.uid in pods)
         for binding in settled.bound:
             self.queue.drop(binding.waiting.uid)
             self.decisions.commit(binding.waiting.uid)

@@ -226,13 +226,25 @@ class Lot:
         return woken
 
     def stalest(self, window: int, limit: int) -> list[str]:
-        """Pods that were refused up to that window, those first that were refused first."""
+        """Pods that were refused up to that window, those first that were refused first. The nominated wait for their
+        room."""
         found: list[str] = []
         for uid, place in self.where.items():  # in the order in which they were parked
-            if len(found) == limit or place.members[uid].tried > window:
+            pending = place.members[uid]
+            if len(found) == limit or pending.tried > window:
                 break
-            found.append(uid)
+            if not pending.node:
+                found.append(uid)
         return found
+
+    def short_of_room(self) -> Iterator[Pending]:
+        """The first of each class that nothing keeps waiting but room on single nodes."""
+        for line in self._lines.values():
+            for _, _, found in line:
+                needs = found.needs
+                alone = not (found.node or needs.odd or needs.pods.spread or needs.pods.anti_affinity)
+                if alone and needs.by_room and (first := found.first()) is not None:
+                    yield found.members[first[1]]
 
     def room(self) -> Iterator[str]:
         """Pods that an open node could take, no more than fit there; whoever is given must `leave` before the next is

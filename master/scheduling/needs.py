@@ -19,10 +19,11 @@ ANTI_AFFINITY = "node(s) didn't match pod anti-affinity rules"
 SYMMETRY = "node(s) didn't satisfy existing pods anti-affinity rules"
 SPREAD = "node(s) didn't match pod topology spread constraints"
 PORTS = "node(s) didn't have free ports"
+ROOM = ("Too many pods", "Insufficient ")
 # Reasons that the test of a node's facts and room covers; those of volumes come with the class's claims.
 COVERED = (
     "no nodes are registered", "node(s) were not ready", "node(s) didn't match Pod's node", "node(s) had untolerated",
-    "Too many pods", "Insufficient ", AFFINITY, ANTI_AFFINITY, SYMMETRY, SPREAD, PORTS,
+    *ROOM, AFFINITY, ANTI_AFFINITY, SYMMETRY, SPREAD, PORTS,
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class Needs:
     symmetry: bool
     spread: bool
     ports: bool
+    by_room: bool  # some node lacks nothing but room
     anything: bool  # a reason that nobody here knows: every piece of news is worth a look
 
     @staticmethod
@@ -53,6 +55,7 @@ class Needs:
             asks(True, SYMMETRY),
             asks(any(constraint.hard for constraint in pods.spread), SPREAD),
             asks(bool(pods.ports), PORTS),
+            any(word.startswith(ROOM) for word in reasons),
             unknown,
         )
 

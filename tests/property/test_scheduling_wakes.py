@@ -3,63 +3,26 @@ them would place, and events that help nobody wake nobody. Random small clusters
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import pytest
 
 from shoal.master.controllers.base import mark_terminating
-from shoal.master.model import Create, Delete, Fault, Modify, Object, key_of
-from shoal.master.recorder import Recorder
+from shoal.master.model import Create, Delete, Object, key_of
 from shoal.master.scheduler.core import Scheduler
 from shoal.master.scheduler.queue import order
 from shoal.master.scheduling import SchedulingLoop
 from shoal.proto.v1 import objects_pb2 as o
 from tests.control_world import World, claim, made_class, namespace, node, pod
-from tests.unit.store_support import Clock
+from tests.scheduling_world import edit, end, idle, scheduling
 from tests.virtual_loop import virtual
 
 SEEDS = int(os.environ.get("SHOAL_PROPERTY_SEEDS", "60"))
 EVENTS = 60
 GANGS = False  # until gangs are placed
 ZONE, GROUP = "zone", "scheduling.x-k8s.io/pod-group"
-
-
-@asynccontextmanager
-async def scheduling(world: World, seed: int = 1) -> AsyncGenerator[SchedulingLoop]:
-    """Its loop runs on events alone."""
-    now, rng = Clock(), random.Random(seed)
-    loop = SchedulingLoop(world, Recorder(world, now, rng), now, rng, refresh=False)
-    task = asyncio.create_task(loop.run())
-    try:
-        await idle()
-        yield loop
-        assert not task.done(), task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def idle() -> None:
-    """Virtual time goes on only when nothing can run."""
-    await asyncio.sleep(0.01)
-
-
-def edit(world: World, obj: Object, change: Callable[[Object], object]) -> None:
-    def apply(found: Object) -> bool:
-        before = found.SerializeToString(deterministic=True)
-        change(found)
-        return found.SerializeToString(deterministic=True) != before
-
-    assert not isinstance(world.commit(Modify(key_of(obj), apply)), Fault)
-
-
-def end(found: Object) -> None:
-    assert isinstance(found, o.Pod)
-    found.status.phase = "Succeeded"
 
 
 def ungate(found: Object) -> None:
