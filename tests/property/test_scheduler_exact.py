@@ -14,7 +14,7 @@ import pytest
 from shoal.master.scheduler.classes import compile_class
 from shoal.master.scheduler.core import Scheduler, order
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, case
+from tests.reference.generate import DECIDED, Case, case, large_case
 from tests.reference.objects import pod_object
 from tests.reference.scheduler import order as plain_order
 from tests.reference.scheduler import schedule
@@ -23,9 +23,9 @@ SEEDS = int(os.environ.get("SHOAL_PROPERTY_SEEDS", "2000"))
 SHARDS = 20
 
 
-def check(seed: int, features: tuple[str, ...] = DECIDED) -> None:
+def check(made: Case) -> None:
     """One random cluster and queue, decided by both."""
-    made = case(seed, features)
+    seed = made.seed
     queue = plain_order(made.queue) if seed % 3 else made.queue
     snapshot = bridge.snapshot_of(made.cluster)
     assert not bridge.differences(made.cluster, snapshot), f"seed {seed}: the snapshot is not what it was fed with"
@@ -39,14 +39,19 @@ def check(seed: int, features: tuple[str, ...] = DECIDED) -> None:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_both_decide_the_same(shard: int) -> None:
     for seed in range(shard, SEEDS, SHARDS):
-        check(seed)
+        check(case(seed, DECIDED))
 
 
 @pytest.mark.parametrize("feature", DECIDED)
 def test_both_decide_the_same_with_one_feature_alone(feature: str) -> None:
     """What others would hide: nearly every pod is decided by it."""
     for seed in range(0, SEEDS, 40):
-        check(seed * 3 + 2_000_000, (feature,))
+        check(case(seed * 3 + 2_000_000, (feature,)))
+
+
+def test_both_place_long_runs_on_many_nodes_the_same() -> None:
+    for seed in range(0, SEEDS, 50):
+        check(large_case(seed))
 
 
 def test_both_order_the_queue_the_same() -> None:

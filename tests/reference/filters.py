@@ -28,6 +28,14 @@ class Look:
         return self.cluster.held()
 
     @cached_property
+    def on(self) -> dict[str, list[Pod]]:
+        """The pods of each node."""
+        found: dict[str, list[Pod]] = {name: [] for name in self.cluster.nodes}
+        for pod, node in self.held:
+            found[node.name].append(pod)
+        return found
+
+    @cached_property
     def users(self) -> dict[str, set[str]]:
         return self.cluster.users()
 
@@ -45,9 +53,9 @@ class Look:
         eligible = [node for node in self.cluster.nodes.values() if self._eligible(constraint, node)]
         for node in eligible:
             found[node.labels[constraint.key]] += 0
-            for pod, where in self.held:
+            for pod in self.on[node.name]:
                 own = pod.what.namespace == self.what.namespace
-                if where is node and own and not pod.leaving and self.cluster.means(constraint.match, pod.what):
+                if own and not pod.leaving and self.cluster.means(constraint.match, pod.what):
                     found[node.labels[constraint.key]] += 1
         return found
 
@@ -73,14 +81,46 @@ class Look:
         """There is no such company anywhere, and the pod would be its own."""
         return not self.company and all(self.cluster.means(term.match, self.what) for term in self.what.affinity)
 
+    @cached_property
+    def shunned(self) -> set[Place]:
+        """Domains with a pod that one of the pod's own required anti-affinity terms means."""
+        found: set[Place] = set()
+        for term in self.what.anti_affinity:
+            for pod, node in self.held:
+                if (place := place_of(term, node)) and self.cluster.means(term.match, pod.what):
+                    found.add(place)
+        return found
+
+    @cached_property
+    def shunning(self) -> set[Place]:
+        """Domains with a pod that has a required anti-affinity term which means this pod."""
+        found: set[Place] = set()
+        for pod, node in self.held:
+            for term in pod.what.anti_affinity:
+                if (place := place_of(term, node)) and self.cluster.means(term.match, self.what):
+                    found.add(place)
+        return found
+
+    @cached_property
+    def pull(self) -> Counter[Place]:
+        """What each domain's pods add to the company: the pod's own preferred terms, and theirs."""
+        found: Counter[Place] = Counter()
+        for pod, node in self.held:
+            terms = [(w, term, pod.what) for w, term in self.what.preferred_pods]
+            terms += [(w, term, self.what) for w, term in pod.what.preferred_pods]
+            terms += [(1, term, self.what) for term in pod.what.affinity]
+            for weight, term, meant in terms:
+                if (place := place_of(term, node)) and self.cluster.means(term.match, meant):
+                    found[place] += weight
+        return found
+
+
+def places_of(node: Node) -> list[Place]:
+    return list(node.labels.items())
+
 
 def place_of(term: PodTerm, node: Node) -> Place | None:
     return (term.key, node.labels[term.key]) if term.key in node.labels else None
-
-
-def together(key: str, one: Node, other: Node) -> bool:
-    """Whether both have the label, with one value."""
-    return key in one.labels and key in other.labels and one.labels[key] == other.labels[key]
 
 
 # ---- the filters, each with its reason or nothing ----
@@ -111,7 +151,7 @@ def volumes(look: Look, node: Node) -> str:
 
 def ports(look: Look, node: Node) -> str:
     for protocol, address, port in look.what.ports:
-        for pod in look.cluster.on(node.name):
+        for pod in look.on[node.name]:
             for protocol2, address2, port2 in pod.what.ports:
                 same = address == address2 or "0.0.0.0" in (address, address2)
                 if same and (protocol, port) == (protocol2, port2):
@@ -121,7 +161,7 @@ def ports(look: Look, node: Node) -> str:
 
 def resources(look: Look, node: Node) -> str:
     for name, wanted in sorted(look.what.requests):
-        used = sum(dict(pod.what.requests).get(name, 0) for pod in look.cluster.on(node.name))
+        used = sum(dict(pod.what.requests).get(name, 0) for pod in look.on[node.name])
         if node.amount(name) - used < wanted:
             return "Too many pods" if name == "pods" else f"Insufficient {name}"
     return ""
@@ -129,6 +169,8 @@ def resources(look: Look, node: Node) -> str:
 
 def gpus(look: Look, node: Node) -> str:
     what = look.what
+    if not what.gpu_milli and not what.gpu_count:
+        return ""
     if choose(look.cluster.left(node), what) is not None:
         return ""
     return f"Insufficient {GPU}-milli" if what.gpu_milli else f"Insufficient {GPU}"
@@ -155,19 +197,12 @@ def affinity(look: Look, node: Node) -> str:
 
 
 def anti_affinity(look: Look, node: Node) -> str:
-    for term in look.what.anti_affinity:
-        for pod, where in look.held:
-            if together(term.key, node, where) and look.cluster.means(term.match, pod.what):
-                return "node(s) didn't match pod anti-affinity rules"
-    return ""
+    return "" if look.shunned.isdisjoint(places_of(node)) else "node(s) didn't match pod anti-affinity rules"
 
 
 def symmetry(look: Look, node: Node) -> str:
-    for pod, where in look.held:
-        for term in pod.what.anti_affinity:
-            if together(term.key, node, where) and look.cluster.means(term.match, look.what):
-                return "node(s) didn't satisfy existing pods anti-affinity rules"
-    return ""
+    clear = look.shunning.isdisjoint(places_of(node))
+    return "" if clear else "node(s) didn't satisfy existing pods anti-affinity rules"
 
 
 FILTERS: tuple[Callable[[Look, Node], str], ...] = (

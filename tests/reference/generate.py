@@ -40,6 +40,7 @@ FEATURES = (
     "leaving",
 )
 DECIDED = tuple(name for name in FEATURES if name not in ("devices", "priority", "nominated", "budgets", "gangs"))
+LARGE = tuple(name for name in DECIDED if name not in ("volumes", "profiles"))
 HOSTNAME, ZONE, RACK, DISK, SIZE = "kubernetes.io/hostname", "zone", "rack", "disk", "size"
 SPACES = ("default", "other", "third", "unlabelled")
 IMAGES = ("docker.io/library/a:1", "docker.io/library/b:1", "docker.io/library/c:1")
@@ -292,6 +293,26 @@ def case(seed: int, features: Collection[str] = FEATURES) -> Case:
     kinds = [maker.what() for _ in range(rng.choice([1, 2, 4, 6]))]
     _bound(maker, cluster, kinds)
     return Case(seed, on, cluster, _queue(maker, cluster, kinds))
+
+
+def large_case(seed: int) -> Case:
+    """Many nodes of few kinds and long runs: what places runs as a whole has much to get wrong here."""
+    rng = random.Random(seed)
+    on = tuple(name for name in LARGE if rng.random() < rng.choice([0.1, 0.3]))
+    maker = Maker(rng, on)
+    kinds = [maker.node("") for _ in range(rng.choice([1, 3, 10]))]
+    cluster = Cluster()
+    for number in range(rng.choice([70, 100, 150])):
+        name, like = f"n{number:03}", rng.choice(kinds)
+        labels = {**like.labels, HOSTNAME: name}
+        cluster.nodes[name] = replace(like, name=name, labels=labels, ready=rng.random() > 0.05)
+    cluster.spaces = {"default": {}, "other": {"team": "red"}, "third": {"team": "blue"}}
+    queue: list[Pod] = []
+    for _ in range(rng.choice([1, 2, 3])):
+        what = maker.what()
+        for _ in range(rng.choice([5, 40, 120, 250])):
+            queue.append(Pod(f"q{len(queue):03}", what, len(queue)))
+    return Case(seed, on, cluster, queue)
 
 
 def _budget(maker: Maker) -> Budget:

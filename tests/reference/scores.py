@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.master.scheduler.profiles import PARTS
 from tests.reference.devices import packing
-from tests.reference.filters import Look, together
+from tests.reference.filters import Look, places_of
 from tests.reference.nodes import Node, untolerated
 
 IMAGE_CAP = 10**9  # bytes, per container
@@ -27,7 +27,7 @@ def part(look: Look, node: Node, name: str) -> float:
 
 def _free(look: Look, node: Node, which: int) -> float:
     """The share of cpu or memory that stays free with the pod."""
-    there = sum(pod.what.load[which] for pod in look.cluster.on(node.name))
+    there = sum(pod.what.load[which] for pod in look.on[node.name])
     alloc = node.amount(("cpu", "memory")[which])
     return max(0, alloc - there - look.what.load[which]) / alloc if alloc > 0 else 0.0
 
@@ -52,7 +52,7 @@ def images(look: Look, node: Node) -> float:
 
 def siblings(look: Look, node: Node) -> float:
     owner = look.what.owner
-    return -sum(1 for pod in look.cluster.on(node.name) if owner and pod.what.owner == owner)
+    return -sum(1 for pod in look.on[node.name] if owner and pod.what.owner == owner)
 
 
 def preference(look: Look, node: Node) -> float:
@@ -60,18 +60,7 @@ def preference(look: Look, node: Node) -> float:
 
 
 def company(look: Look, node: Node) -> float:
-    total = 0
-    for pod, where in look.held:
-        for weight, term in look.what.preferred_pods:
-            if together(term.key, node, where) and look.cluster.means(term.match, pod.what):
-                total += weight
-        for weight, term in pod.what.preferred_pods:
-            if together(term.key, node, where) and look.cluster.means(term.match, look.what):
-                total += weight
-        for term in pod.what.affinity:
-            if together(term.key, node, where) and look.cluster.means(term.match, look.what):
-                total += 1
-    return total / 100
+    return sum(look.pull[place] for place in places_of(node)) / 100
 
 
 def spread(look: Look, node: Node) -> float:
@@ -85,7 +74,7 @@ def spread(look: Look, node: Node) -> float:
 def gpus(look: Look, node: Node) -> float:
     if not look.what.gpu_milli and not look.what.gpu_count:
         return 0.0
-    used = sum(dict(pod.what.requests).get("cpu", 0) for pod in look.cluster.on(node.name))
+    used = sum(dict(pod.what.requests).get("cpu", 0) for pod in look.on[node.name])
     return packing(look.cluster.typical, node, look.cluster.left(node), node.amount("cpu") - used, look.what)
 
 
