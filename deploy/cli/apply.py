@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from shoal.deploy.cli.failures import FAILED, OK, CommandError
+from shoal.deploy.cli.failures import FAILED, OK, USAGE, CommandError
 from shoal.deploy.cli.naming import shown
 from shoal.deploy.cli.options import DURATION, Session, with_session
 from shoal.deploy.cli.printers.text import clean
@@ -23,8 +23,9 @@ ORDER = {"Namespace": 0, "PriorityClass": 0, "Node": 1, "ConfigMap": 2, "Secret"
 
 @click.command("apply")
 @with_session
-@click.option("-f", "--filename", "names", multiple=True, required=True, metavar="FILE", help="File, folder or -.")
+@click.option("-f", "--filename", "names", multiple=True, metavar="FILE", help="File, folder or -.")
 @click.option("-R", "--recursive", is_flag=True, help="Read folders with all that is in them.")
+@click.option("--plan", "plan", metavar="PLAN", help="Carry out what shoal plan --out has written, if it still holds.")
 @click.option("--dry-run", is_flag=True, help="Let the cluster check everything, but change nothing.")
 @click.option("--skip-unsupported", is_flag=True, help="Apply the rest when some kinds are not supported.")
 @click.option("--wait", is_flag=True, help="Wait until everything applied is ready.")
@@ -34,6 +35,7 @@ def command(
     session: Session,
     names: tuple[str, ...],
     recursive: bool,
+    plan: str | None,
     dry_run: bool,
     skip_unsupported: bool,
     wait: bool,
@@ -41,16 +43,20 @@ def command(
     output: str | None,
 ) -> int:
     """Make the cluster hold what manifests say. Nothing is applied when any of them has an error."""
-    objects = read_objects(session, names, recursive, skip_unsupported)
-    if not objects:
-        if skip_unsupported:
-            print("nothing to apply", file=sys.stderr)
+    if plan is not None:
+        if names or recursive or skip_unsupported or dry_run:
+            raise CommandError("--plan says what is applied: it excludes -f, -R, --dry-run, --skip-unsupported", USAGE)
+        objects, results = _carried_out(session, plan)
+    elif not names:
+        raise CommandError("say what to apply: -f FILE, or --plan PLAN", USAGE)
+    else:
+        objects = ordered(session, names, recursive, skip_unsupported)
+        if not objects:
             return OK
-        raise CommandError(f"{', '.join('<stdin>' if name == '-' else name for name in names)}: holds no objects")
-    objects.sort(key=lambda obj: ORDER.get(obj.kind, 3))
+        results = session.client.apply(objects, dry_run)
     applied: list[Object] = []
     failed = 0
-    for obj, result in zip(objects, session.client.apply(objects, dry_run), strict=True):
+    for obj, result in zip(objects, results, strict=True):
         if result.HasField("failure"):
             failed += 1
             _complain(obj, result.failure)
@@ -68,6 +74,30 @@ def command(
 
         return wait_ready(session.client, applied, timeout)
     return OK
+
+
+def ordered(session: Session, names: tuple[str, ...], recursive: bool, skip_unsupported: bool) -> list[Object]:
+    """The objects of the manifests, what others need first; none only when all may be skipped. Raises CommandError."""
+    objects = read_objects(session, names, recursive, skip_unsupported)
+    if not objects:
+        if skip_unsupported:
+            print("nothing to apply", file=sys.stderr)
+            return []
+        raise CommandError(f"{', '.join('<stdin>' if name == '-' else name for name in names)}: holds no objects")
+    objects.sort(key=lambda obj: ORDER.get(obj.kind, 3))
+    return objects
+
+
+def _carried_out(session: Session, path: str) -> tuple[list[Object], Sequence[Any]]:
+    """The plan's objects and what became of each. Raises CommandError when the plan does not hold any more."""
+    from shoal.deploy.cli import planfile
+
+    plan = planfile.read(path)
+    answer = session.client.carry_out(plan.objects, plan.expected)
+    if answer.changed:
+        told = [f"{path}: the cluster has changed, so that this plan does not hold any more:"]
+        raise CommandError("\n  ".join([*told, *answer.changed]) + "\nNothing was applied: plan again")
+    return plan.objects, answer.results
 
 
 def read_objects(

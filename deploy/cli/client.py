@@ -23,6 +23,7 @@ from shoal.proto.v1 import session_pb2 as s
 from shoal.proto.v1.cluster_pb2_grpc import ClusterStub
 
 CALL_SECONDS = 20.0  # one attempt
+PLAN_SECONDS = 75.0  # one attempt at a plan; the master gives up before
 PATIENCE_SECONDS = 30.0  # all attempts of a call that can be retried
 UNREACHABLE_SECONDS = 5.0  # the same while no server takes the connection: a master that ended is back by then
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
@@ -182,6 +183,39 @@ class Client:
         """Waits, within patience, until some master answers."""
         self._call("Version", c.VersionRequest(), until=deadline)
 
+    # ---- planning ----
+    def plan(self, objects: Sequence[Object]) -> c.PlanResponse:
+        """What applying these objects would come to."""
+        answer: c.PlanResponse = self._call("Plan", c.PlanRequest(objects=envelopes(objects)), seconds=PLAN_SECONDS)
+        return answer
+
+    def carry_out(self, objects: Sequence[Object], expected: c.PlanResponse) -> c.CarryOutResponse:
+        """Applies the objects of a plan if it still holds."""
+        request = c.CarryOutRequest(request_id=new_request_id(), objects=envelopes(objects), expected=expected)
+        answer: c.CarryOutResponse = self._call("CarryOut", request, seconds=PLAN_SECONDS)
+        return answer
+
+    def what_if(self, request: c.WhatIfRequest) -> c.WhatIfResponse:
+        """What would become of the pods."""
+        answer: c.WhatIfResponse = self._call("WhatIf", request, seconds=PLAN_SECONDS)
+        return answer
+
+    def fit(self, objects: Sequence[Object], limit: int) -> c.FitResponse:
+        """How many more pods of these objects fit."""
+        request = c.FitRequest(objects=envelopes(objects), limit=limit)
+        answer: c.FitResponse = self._call("Fit", request, seconds=PLAN_SECONDS)
+        return answer
+
+    def rebalance(self, max_moves: int) -> c.RebalanceResponse:
+        """Which pods to move."""
+        request = c.RebalanceRequest(max_moves=max_moves)
+        answer: c.RebalanceResponse = self._call("Rebalance", request, seconds=PLAN_SECONDS)
+        return answer
+
+    def evict(self, pod: c.Key, uid: str) -> c.WriteResult:
+        """Deletes the pod if the disruption budgets allow it."""
+        return self._write("Evict", c.EvictRequest(request_id=new_request_id(), key=pod, uid=uid)).results[0]
+
     # ---- streams ----
     def logs(self, pod: c.Key, options: s.LogsOpen) -> Iterator[s.TunnelFrame]:
         """The frames of a log, up to and with its end."""
@@ -271,20 +305,22 @@ class Client:
         self.close()
         self._server += 1
 
-    def _call(self, method: str, request: Any, until: float | None = None) -> Any:
-        """One answer, by as many attempts as patience allows; the same request each time, so that it counts once."""
-        end = time.monotonic() + self._patience
+    def _call(self, method: str, request: Any, until: float | None = None, seconds: float = CALL_SECONDS) -> Any:
+        """One answer, by as many attempts as patience allows; the same request each time, so that it counts once.
+        `seconds`: what one attempt may take."""
+        patience = max(self._patience, seconds) if seconds > CALL_SECONDS else self._patience
+        end = time.monotonic() + patience
         pause = FIRST_PAUSE_SECONDS
         while True:
             left = (end if until is None else min(end, until)) - time.monotonic()
             try:
-                return getattr(self._connected(), method)(request, timeout=max(0.1, min(CALL_SECONDS, left)))
+                return getattr(self._connected(), method)(request, timeout=max(0.1, min(seconds, left)))
             except grpc.RpcError as error:
                 refused = self._refusal(error)
                 if refused.reason == "Unreachable":
                     if pause == FIRST_PAUSE_SECONDS:
                         self._check_certificates()
-                    left -= self._patience - self._unreachable
+                    left -= patience - self._unreachable
                 wait = random.uniform(pause / 2, pause)  # noqa: S311  (jitter)
                 if not refused.retryable or left <= wait:
                     raise self._explained(refused) from None
@@ -365,6 +401,10 @@ def decode(envelope: c.Object) -> Object:
     message.ParseFromString(envelope.body)
     message.metadata.resourceVersion = str(envelope.revision)
     return message
+
+
+def envelopes(objects: Iterable[Object]) -> list[c.Object]:
+    return [c.Object(kind=found.kind, body=found.SerializeToString(deterministic=True)) for found in objects]
 
 
 def _batches(objects: Iterable[Object]) -> Iterator[list[c.Object]]:

@@ -32,12 +32,16 @@ ELSEWHERE = {
     "port-forward": "pods are reached at their own addresses from every node",
     "cluster-info": "see shoal get nodes, and shoal config",
     "api-resources": "see shoal get, which names them all",
-    "diff": "see apply --dry-run",
+    "diff": "see plan",
 }
 VERBS = {
     "up": "Start a development cluster on this machine.",
     "down": "Take the development cluster away.",
     "apply": "Make the cluster hold what manifests say.",
+    "plan": "Show what applying manifests would come to.",
+    "whatif": "Show what would become of the pods if nodes failed, were drained or added.",
+    "fit": "Count how many more pods fit.",
+    "rebalance": "Move pods off full nodes, a bounded number of them.",
     "get": "List objects, or show some.",
     "describe": "Show objects in detail, with their events.",
     "why": "Tell why something waits, restarts or has died.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from shoal.master.controllers import deployment, replicaset
+from shoal.master.controllers import deployment, disruption, replicaset
 from shoal.master.controllers.base import Controller, Rng, mark_terminating, ready, set_condition, terminating
 from shoal.master.controllers.replicaset import FAILURE_HOLD_MAX_SECONDS
 from shoal.master.model import FINAL_PHASES, Change, Delete, Event, Fault, Invalid, Key, Modify, Object, Record
@@ -42,7 +42,11 @@ class Rehearsal:
         self.held_up: dict[Key, float] = {}  # those that have waited
         self.now = now
         self._scheduler, self._classes = scheduler, Classes()
-        self._controllers: list[Controller] = [deployment.controller(rng), replicaset.controller(rng)]
+        self._controllers: list[Controller] = [
+            deployment.controller(rng),
+            replicaset.controller(rng),
+            disruption.controller(),
+        ]
         self._dirty: dict[tuple[int, Key], None] = {}
         self._retries: Counter[tuple[int, Key]] = Counter()
         self._pending: dict[str, tuple[int, str, Waiting]] = {}
