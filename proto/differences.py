@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from shoal.proto.v1 import objects_pb2 as o
 
-SHOWN = frozenset({"image", "cpu", "memory", "ephemeral-storage", "port", "containerPort", "path"})
+SHOWN = frozenset({"replicas", "image", "cpu", "memory", "ephemeral-storage", "port", "containerPort", "path"})
 MOST_DEPTH = 12
 
 

@@ -26,7 +26,7 @@ MOST_NAMES = 10  # that a message lists
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What is free of a resource on ready nodes, in all and on the emptiest one; milli-CPU, bytes, counts."""
+    """What is free of a resource on the nodes that take pods, in all and on the emptiest one; milli-CPU, bytes, counts."""
 
     free: int = 0
     largest: int = 0
@@ -62,10 +62,14 @@ class Answer:
 
 
 def headroom(snapshot: Snapshot) -> dict[str, Room]:
-    """By resource; ready nodes only."""
+    """By resource; of nodes that are ready and not closed to new pods."""
     rooms: dict[str, Room] = {}
+    open_ = snapshot.ready.copy()
+    for taint, rows in snapshot.taint_rows().items():
+        if taint.key == UNSCHEDULABLE:
+            open_ &= ~rows
     for name in [*BASE_RESOURCES, *sorted(set(snapshot.resources) - set(BASE_RESOURCES))]:
-        free = snapshot.free(name)[snapshot.ready]
+        free = snapshot.free(name)[open_]
         free = free[free > 0]
         rooms[name] = Room(int(free.sum()), int(free.max())) if free.size else Room()
     return rooms

@@ -1277,7 +1277,7 @@ class Headroom(_message.Message):
     LARGEST_AFTER_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
     free_before: _builtins.int
-    """of ready nodes; milli-CPU, bytes, counts"""
+    """of nodes that take pods; milli-CPU, bytes, counts"""
     free_after: _builtins.int
     largest_before: _builtins.int
     """on a single node"""

@@ -131,8 +131,8 @@ def counts(found: Iterable[c.PlannedPod]) -> str:
 
 
 def headroom_lines(rooms: Sequence[c.Headroom]) -> Iterator[str]:
-    """What is free on ready nodes, before and after."""
-    rows = [["FREE ON READY NODES", "NOW", "THEN", "LARGEST NOW", "LARGEST THEN"]]
+    """What is free on the nodes that take pods, before and after."""
+    rows = [["FREE", "NOW", "THEN", "LARGEST NOW", "LARGEST THEN"]]
     for room in rooms:
         values = (room.free_before, room.free_after, room.largest_before, room.largest_after)
         rows.append([room.resource, *(amount(room.resource, value) for value in values)])
