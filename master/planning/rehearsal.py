@@ -15,7 +15,8 @@ from shoal.master.controllers.replicaset import FAILURE_HOLD_MAX_SECONDS
 from shoal.master.model import FINAL_PHASES, Change, Delete, Event, Fault, Invalid, Key, Modify, Object, Record
 from shoal.master.planning.overlay import Overlay
 from shoal.master.scheduler.classes import Classes
-from shoal.master.scheduler.core import Binding, Plan, Preemption, Scheduler, Waiting
+from shoal.master.scheduler.core import Binding, Plan, Preemption, Scheduler, Waiting, order
+from shoal.master.scheduler.queue import arrival_of
 from shoal.master.scheduler.snapshot import Snapshot
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -49,7 +50,7 @@ class Rehearsal:
         ]
         self._dirty: dict[tuple[int, Key], None] = {}
         self._retries: Counter[tuple[int, Key]] = Counter()
-        self._pending: dict[str, tuple[int, str, Waiting]] = {}
+        self._pending: dict[str, Waiting] = {}
         self._look_again = False
         self._starting: dict[str, Key] = {}
         self._ending: dict[str, Key] = {}
@@ -123,8 +124,9 @@ class Rehearsal:
 
     def _wants_node(self, pod: o.Pod, key: Key) -> None:
         record = self.overlay.record(key)
-        waiting = Waiting(pod.metadata.uid, key, self._classes.of(pod))
-        self._pending[pod.metadata.uid] = (record.created if record else 0, key.name, waiting)
+        uid = pod.metadata.uid
+        arrival = arrival_of(record.created if record else 0, key.name, uid)
+        self._pending[uid] = Waiting(uid, key, self._classes.of(pod), arrival)
         self._look_again = True
 
     # ---- controllers ----
@@ -166,7 +168,7 @@ class Rehearsal:
         if not self._look_again:
             return False
         self._look_again = False
-        queue = [waiting for _, _, waiting in sorted(self._pending.values(), key=_turn)]
+        queue = order(self._pending.values())
         moved = False
         for start in range(0, len(queue), WINDOW):
             plan = self._scheduler.schedule(self.snapshot, queue[start : start + WINDOW])
@@ -205,12 +207,6 @@ class Rehearsal:
         self.now += TICK_SECONDS
         self.write(changes)
         return self.overlay.revision != before
-
-
-def _turn(item: tuple[int, str, Waiting]) -> tuple[int, int, str]:
-    """Priority, then arrival."""
-    created, name, waiting = item
-    return -waiting.pods.priority, created, name
 
 
 def on_its_way(pod: o.Pod) -> bool:

@@ -11,12 +11,18 @@ from shoal.master.scheduler.classes import PodClass
 
 
 class Waiting(NamedTuple):
-    """A pod in the queue. `arrival`: etcd's create revision, uid."""
+    """A pod in the queue. `arrival`: see arrival_of."""
 
     uid: str
     key: Key
     pods: PodClass
     arrival: tuple[int, str] = (0, "")
+
+
+def arrival_of(created: int, name: str, uid: str) -> tuple[int, str]:
+    """What orders pods of one priority: etcd's create revision, then name, then uid. Pods that were written together
+    have one revision; their names, not their random uids, tell workloads apart, so that a plan can foresee the order."""
+    return created, f"{name} {uid}"
 
 
 class Run(NamedTuple):

@@ -23,6 +23,7 @@ from shoal.master.scheduler.nodes import NodeFacts as NodeFacts
 from shoal.master.scheduler.nodes import Nodes
 from shoal.master.scheduler.nodes import TaintKey as TaintKey
 from shoal.master.scheduler.nodes import facts_of as facts_of
+from shoal.master.scheduler.queue import arrival_of
 from shoal.master.scheduler.terms import Rule
 from shoal.master.scheduler.volumes import KINDS as VOLUME_KINDS
 from shoal.master.scheduler.volumes import Volumes
@@ -39,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 class Hold(NamedTuple):
     """What a pod takes of its node. `nominated`: the room is held for a pod whose victims are still there;
-    `leaving`: it is being deleted; `arrival`: etcd's create revision and uid."""
+    `leaving`: it is being deleted; `arrival`: see queue.arrival_of."""
 
     node: str
     pods: PodClass
@@ -269,7 +270,7 @@ class Snapshot:
     def hold_of(self, pod: o.Pod, key: Key, created: int) -> Hold:
         """What a bound pod takes."""
         leaving = pod.metadata.HasField("deletionTimestamp")
-        arrival = (created, pod.metadata.uid)
+        arrival = arrival_of(created, key.name, pod.metadata.uid)
         return Hold(pod.spec.nodeName, self._classes.of(pod), devices_of(pod), key, leaving, False, arrival)
 
     # ---- what pods take ----

@@ -9,6 +9,7 @@ from shoal.master.controllers.base import terminating
 from shoal.master.model import FINAL_PHASES, Event, Key
 from shoal.master.scheduler.classes import Classes, PodClass
 from shoal.master.scheduler.core import Waiting
+from shoal.master.scheduler.queue import arrival_of
 from shoal.master.scheduler.snapshot import Hold
 from shoal.master.scheduling.books import Books
 from shoal.master.scheduling.changes import wants_node
@@ -149,7 +150,7 @@ class Intake:
             return  # its binding is under way
         self._give_up(uid, news)
         since = known.since if known is not None else self._clock()
-        waiting = Waiting(uid, key, pods, (created, uid))
+        waiting = Waiting(uid, key, pods, arrival_of(created, key.name, uid))
         self.queue.put(Pending(waiting, (-pods.priority, created, uid), since))
         self.added += 1
 
