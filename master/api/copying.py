@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from shoal.master.planning.overlay import Overlay
 from shoal.master.planning.rehearsal import Rehearsal
 from shoal.master.ports import ReadFace
 from shoal.master.scheduler.core import Scheduler
+from shoal.master.scheduler.profiles import Profile
 from shoal.master.scheduler.snapshot import Snapshot
 
 AT_ONCE = 2  # questions that are worked on
@@ -39,8 +40,8 @@ T = TypeVar("T")
 class Copies:
     """Gives out copies, a few at a time."""
 
-    def __init__(self, store: ReadFace, now: Callable[[], float]) -> None:
-        self._store, self._now = store, now
+    def __init__(self, store: ReadFace, now: Callable[[], float], profiles: Mapping[str, Profile]) -> None:
+        self._store, self._now, self._profiles = store, now, profiles
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._asked = 0
 
@@ -64,7 +65,7 @@ class Copies:
         await breathe(overlay.capture(self._store.view))
         await breathe(fed(snapshot, overlay))
         rng = random.Random(SEED)  # noqa: S311  (names and uids that nobody keeps)
-        return Rehearsal(overlay, snapshot, Scheduler(), self._now(), rng)
+        return Rehearsal(overlay, snapshot, Scheduler(self._profiles), self._now(), rng)
 
 
 def fed(snapshot: Snapshot, overlay: Overlay) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from shoal.master.api import admission
 from shoal.master.api.copying import Copies, breathe
@@ -14,6 +14,7 @@ from shoal.master.planning.rehearsal import Rehearsal
 from shoal.master.ports import ApiStore
 from shoal.master.scheduler import rebalance
 from shoal.master.scheduler.core import Scheduler
+from shoal.master.scheduler.profiles import Profile
 from shoal.proto.differences import different
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
@@ -35,11 +36,11 @@ class Planning:
         store: ApiStore,
         now: Callable[[], float],
         version: Callable[[], c.VersionResponse],
-        profiles: Collection[str],
+        profiles: Mapping[str, Profile],
     ) -> None:
         self._now, self._version, self._profiles = now, version, profiles
         self._writes = Writes(store, now, profiles)
-        self._copies = Copies(store, now)
+        self._copies = Copies(store, now, profiles)
 
     async def plan(self, request: c.PlanRequest) -> c.PlanResponse:
         async with self._copies.copy() as rehearsal:
@@ -97,7 +98,7 @@ class Planning:
             for one in planned:
                 pod = fit.pod_in(rehearsal.overlay, Key(one.key.kind, one.key.namespace, one.key.name))
                 if pod is not None:
-                    found: fit.Fit = await breathe(fit.fit(rehearsal.snapshot, Scheduler(), fit.class_of(pod), limit))
+                    found: fit.Fit = await breathe(fit.fit(rehearsal.snapshot, Scheduler(self._profiles), fit.class_of(pod), limit))
                     response.results.append(_fit_result(one.key, found))
         if not response.results:
             raise Invalid("nothing in it has pods: give Pods, Deployments or ReplicaSets")
@@ -111,7 +112,7 @@ class Planning:
             snapshot = rehearsal.snapshot
             before = dict(zip(snapshot.names, rebalance.loads(snapshot).tolist(), strict=True))
             limit = request.max_moves or USUAL_MOVES
-            plan: rebalance.Moves = await breathe(rebalance.plan_rebalance(snapshot, Scheduler(), candidates, limit))
+            plan: rebalance.Moves = await breathe(rebalance.plan_rebalance(snapshot, Scheduler(self._profiles), candidates, limit))
             after = dict(zip(snapshot.names, rebalance.loads(snapshot).tolist(), strict=True))
             response = c.RebalanceResponse(stopped=plan.stopped, revision=rehearsal.overlay.revision)
             for move in plan.moves:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from shoal.master.api.evictions import Evictions
 from shoal.master.api.images import Images
@@ -12,7 +12,7 @@ from shoal.master.api.streams import Nodes, Streams
 from shoal.master.api.top import Top
 from shoal.master.api.writes import Writes
 from shoal.master.ports import ApiStore
-from shoal.master.scheduler.profiles import BUILT_IN
+from shoal.master.scheduler.profiles import BUILT_IN, Profile
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import session_pb2 as s
 
@@ -26,7 +26,7 @@ class ClusterService:
         nodes: Nodes,
         now: Callable[[], float],
         version: Callable[[], c.VersionResponse],
-        profiles: Collection[str] = tuple(BUILT_IN),
+        profiles: Mapping[str, Profile] = BUILT_IN,
     ) -> None:
         self._store = store  # what a write looks at first must not be stale either: readable() says
         self._writes = Writes(store, now, profiles)
