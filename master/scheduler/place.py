@@ -33,7 +33,9 @@ from shoal.master.scheduler.snapshot import Bools, Floats, Hold, Ints, Snapshot
 
 NOWHERE = -np.inf
 UNBOUNDED = 2**62
-FEW = 64  # nodes that are always looked at
+FEW = 16  # nodes of a domain that are looked at, besides its share of the run
+SORTED_AT_ONCE = 4096  # nodes; of more the best of each domain are chosen first
+ZONES_LIMIT = 64  # domains that are looked at one by one
 
 
 @dataclass(slots=True)
@@ -92,16 +94,6 @@ class Ladder:
     value: Floats  # of the first pod on each of them
     raw: scores.Raw
 
-    def best(self, number: int) -> Ints:
-        """The first `number` of `possible` by (-value, row), as ascending positions."""
-        value = self.value
-        if number >= value.size:
-            return np.arange(value.size)
-        limit = np.partition(value, value.size - number)[value.size - number]
-        above = np.flatnonzero(value > limit)
-        ties = np.flatnonzero(value == limit)[: number - above.size]
-        return np.sort(np.concatenate([above, ties]))
-
     def capacity(self, rows: Ints) -> Ints:
         """How many pods of the class each of these rows still takes."""
         assert self.known.demand is not None
@@ -134,6 +126,16 @@ class Ladder:
         )
 
 
+def best(value: Floats, number: int) -> Ints:
+    """The first `number` by (-value, position), as ascending positions."""
+    if number >= value.size:
+        return np.arange(value.size)
+    limit = np.partition(value, value.size - number)[value.size - number]
+    above = np.flatnonzero(value > limit)
+    ties = np.flatnonzero(value == limit)[: number - above.size]
+    return np.sort(np.concatenate([above, ties]))
+
+
 def _grown(start: Ints | None, rows: Ints, growth: Ints | None, j: Ints) -> Ints | None:
     """What is there already plus `growth` for each of the j pods before."""
     if growth is None:
@@ -152,36 +154,37 @@ def ladder(snapshot: Snapshot, known: Frame, profile: Profile, how: Bonds) -> La
 
 @dataclass(slots=True)
 class Items:
-    """(row, j) pairs in the order in which greedy placement takes them, with their scores. Past the first `deep` of
-    them another pod on a listed node might come before, past the first `wide` a node that is not listed."""
+    """(row, j) pairs in the order in which greedy placement takes them among the listed nodes, with their scores and
+    the minimum of these so far. Past the first `deep` of them another pod on a listed node might come before."""
 
     rows: Ints
     value: Floats
+    least: Floats
     deep: int
-    wide: int
 
 
 def items(made: Ladder, at: Ints, depth: int) -> Items:
     """Of the nodes at these positions, `depth` pods each."""
     rows = made.possible[at]
     room = made.capacity(rows)
-    depth = min(depth, int(room.max()))
-    value = made.rungs(rows, depth)
-    value[np.arange(depth)[None, :] >= room[:, None]] = NOWHERE
+    highest = int(room.max())
+    depth = min(depth, highest)
+    if depth == 1:
+        value = made.value[at][:, None]
+    else:
+        value = made.rungs(rows, depth)
+        value[np.arange(depth)[None, :] >= room[:, None]] = NOWHERE
     least = np.minimum.accumulate(value, axis=1).ravel()
     order = np.argsort(-least, kind="stable")
-    order = order[: np.count_nonzero(least > NOWHERE)]
-    node, j = order // depth, order % depth
-    cut = np.flatnonzero((j == depth - 1) & (room[node] > depth))
-    deep = int(cut[0]) + 1 if cut.size else order.size
-    wide = order.size
-    if at.size < made.possible.size:
-        last = made.value[at].min()
-        last_row = rows[made.value[at] == last].max()
-        listed = least[order]
-        beyond = (listed < last) | ((listed == last) & (rows[node] > last_row))
-        wide = int(np.argmax(beyond)) if beyond.any() else order.size
-    return Items(rows[node], value.ravel()[order], deep if cut.size else UNBOUNDED, wide if at.size < made.possible.size else UNBOUNDED)
+    if depth > 1:
+        order = order[: np.count_nonzero(least > NOWHERE)]
+    node = order // depth
+    deep = order.size
+    if highest > depth:
+        cut = np.flatnonzero((order % depth == depth - 1) & (room[node] > depth))
+        deep = int(cut[0]) + 1 if cut.size else deep
+        return Items(rows[node], value.ravel()[order], least[order], deep if cut.size else UNBOUNDED)
+    return Items(rows[node], value.ravel()[order], least[order], UNBOUNDED)
 
 
 def climb(made: Ladder, number: int) -> list[int]:
@@ -191,7 +194,7 @@ def climb(made: Ladder, number: int) -> list[int]:
         return []
     if number == 1:
         return [int(made.possible[int(np.argmax(made.value))])]
-    at = made.best(number)
+    at = best(made.value, number)
     depth = 2 * (-(-number // at.size))
     while (found := items(made, at, depth)).deep < number:
         depth *= 4
@@ -203,54 +206,100 @@ def by_zone(made: Ladder, scope: Scope, number: int) -> list[int]:
     """The same under a hard spread constraint that counts the class itself."""
     if not made.possible.size:
         return []
-    at = made.best(max(FEW, 4 * number))
     counts = spread_counts(made.snapshot, scope)
+    listed = Listed.of(made, scope, number)
     depth = 2
     while True:
-        found = items(made, at, depth)
-        rows = level(scope, counts, found, number)
+        found = items(made, listed.at, depth)
+        rows = level(scope, counts, found, listed, number)
         if rows is not None:
             return rows
-        if found.wide < UNBOUNDED:
-            at = np.arange(made.possible.size)
+        listed, depth = Listed.all(made), depth * 4
+
+
+@dataclass(slots=True)
+class Listed:
+    """The nodes that are looked at first, by positions: the best of each domain. What is left out of a domain comes
+    after its (`value`, `row`)."""
+
+    at: Ints
+    value: Floats | None = None  # by domain
+    row: Ints | None = None
+
+    @staticmethod
+    def all(made: Ladder) -> Listed:
+        return Listed(np.arange(made.possible.size))
+
+    @staticmethod
+    def of(made: Ladder, scope: Scope, number: int) -> Listed:
+        if made.possible.size <= SORTED_AT_ONCE or scope.domains.size > ZONES_LIMIT:
+            return Listed.all(made)
+        slots = scope.domains.slots[made.possible].astype(np.int16)
+        order = np.argsort(slots, kind="stable")
+        ends = np.cumsum(np.bincount(slots, minlength=scope.domains.size))
+        each = 2 * number // scope.domains.size + FEW
+        value = np.full(scope.domains.size, NOWHERE)
+        row = np.full(scope.domains.size, -1, dtype=np.int64)
+        kept = []
+        for zone, part in enumerate(np.split(order, ends[:-1])):
+            some = part[best(made.value[part], each)] if part.size > each else part
+            if part.size > each:
+                value[zone] = made.value[some].min()
+                row[zone] = made.possible[some[made.value[some] == value[zone]]].max()
+            kept.append(some)
+        return Listed(np.sort(np.concatenate(kept)), value, row)
+
+    def sure(self, found: Items, slots: Ints) -> list[bool]:
+        """For each item whether nothing that is not listed comes before it."""
+        if self.value is None or self.row is None:
+            sure = np.ones(found.rows.size, dtype=np.bool_)
         else:
-            depth *= 4
+            last, last_row = self.value[slots], self.row[slots]
+            sure = (found.least > last) | ((found.least == last) & (found.rows <= last_row))
+        sure[found.deep :] = False
+        flags: list[bool] = sure.tolist()
+        return flags
 
 
-def level(scope: Scope, counts: Ints, found: Items, number: int) -> list[int] | None:
+def level(scope: Scope, counts: Ints, found: Items, listed: Listed, number: int) -> list[int] | None:
     """Takes the best of the open domains' next items; None when items that are not listed may be needed."""
-    safe = min(found.deep, found.wide)
     slots = scope.domains.slots[found.rows]
     grouped = np.argsort(slots, kind="stable")
     names, starts = np.unique(slots[grouped], return_index=True)
-    parts = np.split(grouped, starts[1:])
-    lists = {int(name): part[::-1].tolist() for name, part in zip(names, parts, strict=True)}  # the next is last
+    lists = {
+        int(name): part[::-1].tolist()  # the next is last
+        for name, part in zip(names, np.split(grouped, starts[1:]), strict=True)
+    }
+    sure, partial = listed.sure(found, slots), found.deep < UNBOUNDED or listed.value is not None
     value, rows = (-found.value).tolist(), found.rows.tolist()
     low = Lowest.of(scope, counts)
     number_of: list[int] = counts.tolist()
+    slack = scope.rule.max_skew - 1
     heap: list[tuple[float, int, int]] = []
     closed: dict[int, list[int]] = {}
     chosen: list[int] = []
     todo = list(lists)
     while True:
         for zone in todo:
-            if number_of[zone] > low.value + scope.rule.max_skew - 1:
+            if number_of[zone] > low.value + slack:
                 closed.setdefault(number_of[zone], []).append(zone)
                 continue
             ahead = lists[zone]
-            if (ahead and ahead[-1] >= safe) or (not ahead and safe < UNBOUNDED):
-                return None
             if ahead:
-                heapq.heappush(heap, (value[ahead[-1]], rows[ahead[-1]], zone))
+                if not sure[ahead[-1]]:
+                    return None
+                item = ahead.pop()
+                heapq.heappush(heap, (value[item], rows[item], zone))
+            elif partial:
+                return None
         if not heap or len(chosen) == number:
             return chosen
         _, row, zone = heapq.heappop(heap)
         chosen.append(row)
-        lists[zone].pop()
         number_of[zone] += 1
         todo = [zone]
         if low.grow(number_of[zone]):
-            todo += closed.pop(low.value + scope.rule.max_skew - 1, ())
+            todo += closed.pop(low.value + slack, ())
 
 
 @dataclass(slots=True)

@@ -1,0 +1,18 @@
+"""Batches decide what single pods would also when few nodes of a large cluster are listed first: with small limits."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.master.scheduler import place
+from tests.property.test_scheduler_exact import SEEDS, check
+
+FEATURES = ("selector", "anti_affinity", "spread", "soft_spread", "siblings", "profiles", "preferred_pods", "taints")
+
+
+@pytest.mark.parametrize("shard", range(4))
+def test_the_best_nodes_of_each_domain_are_enough(shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "FEW", 1)
+    monkeypatch.setattr(place, "SORTED_AT_ONCE", 0)
+    for seed in range(shard, SEEDS // 2, 4):
+        check(seed + 5_000_000, FEATURES)
