@@ -383,12 +383,15 @@ def test_a_death_during_pre_stop(world: World, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_death_while_a_pod_is_evicted(world: World, kind: str) -> None:
-    script = "trap 'echo term >>/v/term' TERM; head -c 3m /dev/zero >/v/large; while :; do sleep 0.1; done"
+    wait = "echo up >/v/up; until [ -e /v/go ]; do sleep 0.1; done"  # else it may be over before we have seen it
+    script = f"trap 'echo term >>/v/term' TERM; {wait}; head -c 3m /dev/zero >/v/large; while :; do sleep 0.1; done"
     body = on_one("p", *shared(("main", script)), volumes=[{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}])
     body["spec"]["terminationGracePeriodSeconds"] = 5
     world.apply(body)
     app, uid = main_of(world, "p"), uid_of(world)
     doomed = victim(world.cluster, kind, "node-1", uid)
+    until_file(inside(app, "/v/up"), "up")
+    inside(app, "/v/go").touch()
     until(lambda: "" if _told(app) else "it is not evicted", BACK_SECONDS)
     if old := doomed.find():
         old.send(signal.SIGKILL)
