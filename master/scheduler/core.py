@@ -15,7 +15,7 @@ from shoal.master.scheduler.profiles import BUILT_IN, Profile
 from shoal.master.scheduler.queue import Run, runs
 from shoal.master.scheduler.queue import Waiting as Waiting
 from shoal.master.scheduler.queue import order as order
-from shoal.master.scheduler.snapshot import Hold, Snapshot
+from shoal.master.scheduler.snapshot import Snapshot
 
 FRAMES_LIMIT = 4096  # classes; each costs some bytes per node
 
@@ -89,6 +89,7 @@ class Scheduler:
 
     def _run(self, snapshot: Snapshot, run: Run, plan: Plan) -> None:
         """A gang's members are one run: gang.py is to take it when `run.group`."""
+        snapshot.workload.refresh()
         known = self.frame(snapshot, run.pods)
         placed = place(snapshot, known, run.waiting)
         plan.bindings += map(Binding, run.waiting, placed)

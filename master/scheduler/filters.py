@@ -18,7 +18,7 @@ from shoal.master.scheduler.counts import ClassState
 from shoal.master.scheduler.nodes import Domains, rows_of
 from shoal.master.scheduler.profiles import Profile
 from shoal.master.scheduler.snapshot import Bools, Floats, Ints, Snapshot, TaintKey
-from shoal.master.scheduler.terms import Rule, Spread
+from shoal.master.scheduler.terms import NodeTerm, Spread
 from shoal.master.scheduler.volumes import ELSEWHERE
 from shoal.proto.rules.resources import GPU, GPU_MILLI
 
@@ -60,6 +60,16 @@ class Scope:
 
 
 @dataclass(slots=True)
+class Packed:
+    """The part `devices` of a class's score, as of a version of the snapshot. `access`: where typical pods may go."""
+
+    typical: gpus.Typical
+    access: Bools
+    version: int
+    value: Floats
+
+
+@dataclass(slots=True)
 class Frame:
     """What placement needs to know of a class as long as no node's facts change. `mask`: the nodes that are ready,
     that the selectors let in and whose taints it tolerates. None stands for "all" or "nothing to add"."""
@@ -76,11 +86,12 @@ class Frame:
     device: gpus.Want
     scopes: list[Scope] | None = None
     blocked: str = field(default="")
+    packed: Packed | None = None
 
 
 def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None) -> Frame:
-    let_in = selected(snapshot, pods)
-    mask = snapshot.ready if let_in is None else snapshot.ready & let_in
+    inside = selected(snapshot, pods)
+    mask = snapshot.ready if inside is None else snapshot.ready & inside
     hard, soft = taints_against(snapshot, pods)
     if hard is not None:
         mask = mask & ~hard
@@ -91,7 +102,7 @@ def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None) -> Frame:
         snapshot.counts.state(pods),
         profile,
         mask,
-        let_in,
+        inside,
         soft,
         _preference(snapshot, pods),
         np.array(pods.load, dtype=np.float64)[:, None],
@@ -105,14 +116,21 @@ def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None) -> Frame:
 # ---- what nodes say ----
 def selected(snapshot: Snapshot, pods: PodClass) -> Bools | None:
     """The nodes that node selector and required node affinity let in; None for all."""
+    return let_in(snapshot, pods.selector, pods.node_terms)
+
+
+def let_in(
+    snapshot: Snapshot, selector: tuple[tuple[str, str], ...], terms: tuple[NodeTerm, ...] | None
+) -> Bools | None:
+    """The same, of a selector and an affinity."""
     result: Bools | None = None
-    for key, value in pods.selector:
+    for key, value in selector:
         row = snapshot.label_row(key, value)
         result = row if result is None else result & row
-    if pods.node_terms is None:
+    if terms is None:
         return result
     some = np.zeros(len(snapshot), dtype=np.bool_)
-    for term in pods.node_terms:
+    for term in terms:
         some |= snapshot.nodes.term_mask(term)
     return some if result is None else result & some
 
@@ -376,5 +394,3 @@ def _refusals(snapshot: Snapshot, known: Frame, volumes: VolumeFilter) -> Iterat
 
 def lacking(resource: str) -> str:
     return "Too many pods" if resource == "pods" else f"Insufficient {resource}"
-
-

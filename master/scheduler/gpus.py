@@ -36,17 +36,16 @@ class Want(NamedTuple):
 
     @staticmethod
     def of(share: int, whole: int) -> Want:
-        """From a class's `gpu_milli` and `gpu_count`, of which one is 0."""
+        """Of a class's `gpu_milli` and `gpu_count`, of which one is 0 at least."""
         return Want(WHOLE, whole) if whole else Want(share, 1 if share else 0)
 
 
 class Shape(NamedTuple):
-    """What a typical pod asks for: milli-CPU, devices, and what limits it to certain nodes (its selector and required
-    affinity; any value that says the same in the same words each time)."""
+    """What a typical pod asks for: milli-CPU, devices, and where it may go."""
 
     cpu: int
     want: Want
-    where: Hashable = None
+    where: Hashable = None  # its selector and required affinity
 
 
 def fits(left: Ints, want: Want) -> Bools:
@@ -140,37 +139,39 @@ def _ints(values: Iterable[int]) -> Ints:
 
 
 class Workload:
-    """Counts the shapes of the pods that hold GPUs now: the scheduler's estimate of what will be asked for next."""
+    """Counts the shapes of the pods that hold GPUs now: the estimate of what will be asked for next."""
 
     def __init__(self) -> None:
         self.typical = Typical.of({})
-        self._seen: dict[Shape, int] = {}
-        self._then: dict[Shape, int] = {}  # what was seen when `typical` was made
-        self._made_from = 0  # pods
-        self._apart = 0  # how far what is seen is from that: the differences per shape, summed
+        self._now: dict[Shape, int] = {}
+        self._then: dict[Shape, int] = {}  # as `typical` was made from
+        self._differ = 0  # sum of the differences between the two
+        self._total = 0  # of `_then`
 
-    def add(self, shape: Shape) -> None:
-        self._count(shape, 1)
+    def clone(self) -> Workload:
+        made = Workload()
+        made.typical, made._then, made._differ, made._total = self.typical, self._then, self._differ, self._total
+        made._now = dict(self._now)
+        return made
 
-    def remove(self, shape: Shape) -> None:
-        self._count(shape, -1)
-
-    def _count(self, shape: Shape, sign: int) -> None:
-        if shape.want.number:
-            then, now = self._then.get(shape, 0), self._seen.pop(shape, 0)
-            if now + sign:
-                self._seen[shape] = now + sign
-            self._apart += abs(now + sign - then) - abs(now - then)
+    def count(self, shape: Shape, sign: int) -> None:
+        """One pod of the shape more, or less."""
+        before, then = self._now.get(shape, 0), self._then.get(shape, 0)
+        number = before + sign
+        self._differ += abs(number - then) - abs(before - then)
+        if number:
+            self._now[shape] = number
+        else:
+            del self._now[shape]
 
     def refresh(self) -> bool:
-        """True when `typical` was made anew: every score of devices is another one then. It is once what is seen
-        differs by more than an eighth of the pods that it was made from; what came and went again is no difference.
-        Between two calls nothing changes."""
-        if self._apart * RENEWAL <= self._made_from:
+        """True when `typical` was made anew: every score of devices is another one then. It is once the numbers of
+        pods per shape differ from those it was made from by more than an eighth of their sum."""
+        if self._differ * RENEWAL <= self._total:
             return False
-        self.typical = Typical.of(self._seen)
-        self._then = dict(self._seen)
-        self._made_from, self._apart = sum(self._seen.values()), 0
+        self._then, self._differ = dict(self._now), 0
+        self._total = sum(self._then.values())
+        self.typical = Typical.of(self._then)
         return True
 
 
@@ -197,6 +198,12 @@ def _fragmentation(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> In
     return result
 
 
+def idle(left: Ints) -> Floats:
+    """`float64[N]`: of a pod without devices, minus the idle milli-GPU as a fraction of a step."""
+    value: Floats = -np.minimum(left.sum(axis=1), GPU_STEP - 1) / GPU_STEP
+    return value
+
+
 def packing(typical: Typical, cpu_wanted: int, want: Want, left: Ints, cpu: Ints, access: Bools) -> Floats:
     """`float64[N]`, the higher the better, meant for nodes that fit: minus the steps of 40 milli by which a pod's
     placement makes the node's fragmentation grow; as fractions of a step the GPU and then the CPU that is left, so
@@ -207,7 +214,7 @@ def packing(typical: Typical, cpu_wanted: int, want: Want, left: Ints, cpu: Ints
         spare = np.concatenate([cpu, cpu - cpu_wanted])
         amounts = fragmentation(typical, both, spare, np.concatenate([access, access], axis=1))
         growth = (amounts[len(left) :] - amounts[: len(left)]) // (QUANTUM * typical.total)
-    idle = np.minimum(left.sum(axis=1), GPU_STEP - 1)
+    unused = np.minimum(left.sum(axis=1), GPU_STEP - 1)
     spare = np.clip(cpu, 0, CPU_STEP - 1)
-    value: Floats = -((growth * GPU_STEP + idle) * CPU_STEP + spare) / (GPU_STEP * CPU_STEP)
+    value: Floats = -((growth * GPU_STEP + unused) * CPU_STEP + spare) / (GPU_STEP * CPU_STEP)
     return value

@@ -122,6 +122,7 @@ class Ladder:
             None if raw.preference is None else raw.preference[rows, None],
             _grown(raw.company, rows, None if self.bonds.pull is None else self.bonds.pull[rows], j),
             _grown(raw.spread, rows, None if self.bonds.crowd is None else self.bonds.crowd[rows], j),
+            None if raw.devices is None else raw.devices[rows, None],  # device pods go step by step
             None if raw.taints is None else raw.taints[rows, None],
         )
 

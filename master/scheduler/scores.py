@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from shoal.master.scheduler import devices
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.filters import Frame, scopes, spread_counts
 from shoal.master.scheduler.profiles import Profile
@@ -102,6 +103,7 @@ class Raw:
     preference: Floats | None = None
     company: Ints | None = None
     spread: Ints | None = None
+    devices: Floats | None = None
     taints: Ints | None = None
 
     def parts(self, profile: Profile) -> Iterator[tuple[str, float, Floats | Ints]]:
@@ -116,6 +118,8 @@ class Raw:
             yield "company", profile.company, self.company / COMPANY_SCALE
         if self.spread is not None:
             yield "spread", profile.spread, -self.spread
+        if self.devices is not None:
+            yield "devices", profile.devices, self.devices
         if self.taints is not None:
             yield "taints", profile.taints, -self.taints
 
@@ -129,6 +133,7 @@ def raw_parts(snapshot: Snapshot, known: Frame, profile: Profile) -> Raw:
         known.preference if profile.preference else None,
         company_sum(snapshot, known) if profile.company else None,
         soft_sum(snapshot, known) if profile.spread and pods.spread else None,
+        devices.part(snapshot, known) if profile.devices and snapshot.gpu_left.size else None,
         known.soft if profile.taints else None,
     )
 

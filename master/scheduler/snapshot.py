@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.master.model import FINAL_PHASES, Event, Key, Object
-from shoal.master.scheduler.classes import BASE_RESOURCES, Classes, PodClass, devices_of
+from shoal.master.scheduler.classes import BASE_RESOURCES, CPU, Classes, PodClass, devices_of
 from shoal.master.scheduler.counts import ClassState, Counts
-from shoal.master.scheduler.gpus import WHOLE, Want
+from shoal.master.scheduler.gpus import WHOLE, Shape, Want, Workload
 from shoal.master.scheduler.groups import Budget, Group, budget_of, group_of
 from shoal.master.scheduler.nodes import Bools as Bools
 from shoal.master.scheduler.nodes import Ints as Ints
@@ -24,7 +24,7 @@ from shoal.master.scheduler.nodes import Nodes
 from shoal.master.scheduler.nodes import TaintKey as TaintKey
 from shoal.master.scheduler.nodes import facts_of as facts_of
 from shoal.master.scheduler.queue import arrival_of
-from shoal.master.scheduler.terms import Rule
+from shoal.master.scheduler.terms import NodeTerm, Rule
 from shoal.master.scheduler.volumes import KINDS as VOLUME_KINDS
 from shoal.master.scheduler.volumes import Volumes
 from shoal.master.volumes import Place
@@ -36,6 +36,7 @@ JOURNAL_LIMIT = 65_536  # rows that changed, before the older half is forgotten
 DEVICES_LIMIT = 64  # of a node; more are not given out
 
 Floats = npt.NDArray[np.float64]
+Where = tuple[tuple[tuple[str, str], ...], tuple[NodeTerm, ...] | None]  # node selector, required affinity
 
 
 class Hold(NamedTuple):
@@ -86,6 +87,7 @@ class Snapshot:
         self.counts = Counts()
         self.budgets: dict[tuple[str, str], Budget] = {}  # by namespace, name
         self.groups: dict[tuple[str, str], Group] = {}
+        self.workload = Workload()  # of the pods with devices
         self.revision = 0  # the newest that was applied
         self.journal: list[int] = []  # rows in the order in which their usage changed
         self.forgotten = 0  # rows that were in the journal before
@@ -112,6 +114,7 @@ class Snapshot:
         """An independent copy, to plan on; the classes that were compiled are shared."""
         made = Snapshot(self._classes)
         made.nodes, made.volumes, made.counts = self.nodes.clone(), self.volumes.clone(), self.counts.clone()
+        made.workload = self.workload.clone()
         made.resources, made._resource_rows = list(self.resources), dict(self._resource_rows)
         made.budgets, made.groups, made.revision = dict(self.budgets), dict(self.groups), self.revision
         made._holds = dict(self._holds)
@@ -306,6 +309,8 @@ class Snapshot:
             self.volumes.use(uid, node, pods.claims)
         elif pods.claims:
             self.volumes.leave(uid, pods.claims)
+        if pods.gpu_milli or pods.gpu_count:
+            self.workload.count(shape_of(pods), sign)
         if index is not None:
             self._use(state, index, sign)
             if hold.devices:
@@ -435,6 +440,13 @@ class Snapshot:
         self.left[:, rows] = self.alloc[:, rows] - self.used[:, rows]
         self.room[:, rows] = self.alloc[:2, rows] - self.load[:, rows]
         self.size[:, rows] = np.maximum(self.alloc[:2, rows], 1)
+
+
+def shape_of(pods: PodClass) -> Shape:
+    """What a class of pods with devices looks like to others of its kind."""
+    want = Want.of(pods.gpu_milli, pods.gpu_count)
+    place: Where = pods.selector, pods.node_terms
+    return Shape(dict(pods.requests).get(CPU, 0), want, place)
 
 
 def _same(hold: Hold, pod: o.Pod) -> bool:

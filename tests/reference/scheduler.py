@@ -108,7 +108,7 @@ def schedule(cluster: Cluster, queue: Sequence[Pod]) -> list[Outcome]:
     """In the order of the queue; changes the cluster."""
     found: list[Outcome] = []
     for row in runs(cluster, queue, _unit_in_queue):
-        cluster.typical.renew(pod.what for pod, _ in cluster.held())
+        cluster.typical.renew(pod.what for pod in cluster.pods.values())
         found += place_gang(cluster, row) if row[0].what.group else place_run(cluster, row)
     return found
 
