@@ -12,7 +12,7 @@ from shoal.master.model import Change, Fault, NotLeader, Record, Unavailable
 from shoal.master.scheduler.core import Binding
 from shoal.master.scheduler.snapshot import Hold
 from shoal.master.scheduling.books import Books
-from shoal.master.scheduling.changes import bind, select_node
+from shoal.master.scheduling.changes import bind, bound_condition, select_node
 from shoal.master.scheduling.meter import Meter
 from shoal.master.stores import StoreFace
 from shoal.proto.v1 import objects_pb2 as o
@@ -43,9 +43,9 @@ class Binder:
     async def write(self, bindings: Sequence[Binding], others: Sequence[Change]) -> tuple[Settled, Sequence[object]]:
         """Writes bindings and other changes in one call; what became of the bindings, and the others' results.
         Raises Unavailable when nothing is known: the bindings are `unsure` then. Raises NotLeader."""
-        now = self.now()
+        condition = bound_condition(self.now())
         nodes = self._claims_nodes(bindings)
-        changes = [*nodes, *(bind(binding, self._devices(binding), now) for binding in bindings), *others]
+        changes = [*nodes, *(bind(binding, self._devices(binding), condition) for binding in bindings), *others]
         try:
             results = (await self.store.write(changes))[len(nodes) :]
         except NotLeader:
@@ -89,7 +89,7 @@ class Binder:
 
     def _settle(self, bindings: Sequence[Binding], results: Sequence[Record | Fault | None]) -> Settled:
         """Compares what was asked with what is committed."""
-        settled = Settled()
+        settled, now = Settled(), self.now()
         for binding, result in zip(bindings, results, strict=False):
             if isinstance(result, NotLeader):
                 raise result
@@ -100,7 +100,7 @@ class Binder:
             if isinstance(pod, o.Pod) and pod.metadata.uid == binding.waiting.uid:
                 if pod.spec.nodeName == binding.node:
                     settled.bound.append(binding)
-                    self.meter.observe_bound(max(0.0, self.now() - seconds(pod.metadata.creationTimestamp)))
+                    self.meter.observe_bound(max(0.0, now - seconds(pod.metadata.creationTimestamp)))
                     continue
             settled.freed += self._undo([binding])
             if not isinstance(pod, o.Pod) or not pod.spec.nodeName:  # else its event says where somebody bound it

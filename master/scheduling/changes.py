@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shoal.master.controllers.base import set_condition, terminating
+from shoal.master.controllers.base import instant, set_condition, terminating
 from shoal.master.model import FINAL_PHASES, Change, Modify, Object, key_of
 from shoal.master.scheduler.core import Binding, Waiting
 from shoal.master.scheduler.explain import same_story
@@ -16,7 +16,11 @@ from shoal.proto.v1 import objects_pb2 as o
 SCHEDULED = "PodScheduled"
 UNSCHEDULABLE = "Unschedulable"
 SCHEDULER_ERROR = "SchedulerError"
-_BOUND = o.Condition(type=SCHEDULED, status="True")
+
+
+def bound_condition(now: float) -> o.Condition:
+    """What the pods of one window have in common."""
+    return o.Condition(type=SCHEDULED, status="True", lastTransitionTime=instant(now))
 
 
 def wants_node(pod: o.Pod) -> bool:
@@ -28,7 +32,7 @@ class Bind:
     """Sets the node, on a pod that still wants one."""
 
     node: str
-    now: float
+    condition: o.Condition
     devices: tuple[int, ...] = ()
 
     def __call__(self, found: Object) -> bool:
@@ -39,12 +43,17 @@ class Bind:
             found.metadata.annotations[GPU_DEVICES] = ",".join(map(str, self.devices))
         if found.status.nominatedNodeName:
             found.status.nominatedNodeName = ""
-        set_condition(found.status.conditions, _BOUND, self.now)
+        conditions = found.status.conditions
+        for at, one in enumerate(conditions):
+            if one.type == SCHEDULED:
+                del conditions[at]
+                break
+        conditions.append(self.condition)
         return True
 
 
-def bind(binding: Binding, devices: tuple[int, ...], now: float) -> Change:
-    return Modify(binding.waiting.key, Bind(binding.node, now, devices), uid=binding.waiting.uid)
+def bind(binding: Binding, devices: tuple[int, ...], condition: o.Condition) -> Change:
+    return Modify(binding.waiting.key, Bind(binding.node, condition, devices), uid=binding.waiting.uid)
 
 
 @dataclass(slots=True)

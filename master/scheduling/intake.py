@@ -99,7 +99,8 @@ class Intake:
         if not wants_node(pod):
             self.queue.drop(uid)
             if pod.spec.nodeName:
-                self._bound(pod, event, news)
+                if self.queue.lot.where:  # else nobody asks
+                    self._bound(pod, event, news)
             elif self.books.undo(uid) is not None:  # deleted while its binding was under way, or nominated
                 log.debug("pod %s goes before it has a node", event.key)
         elif pod.spec.schedulingGates:
@@ -151,7 +152,7 @@ class Intake:
         self._give_up(uid, news)
         since = known.since if known is not None else self._clock()
         waiting = Waiting(uid, key, pods, arrival_of(created, key.name, uid))
-        self.queue.put(Pending(waiting, (-pods.priority, created, uid), since))
+        self.queue.put(Pending(waiting, (-pods.priority, *waiting.arrival), since))
         self.added += 1
 
     def _class(self, pod: o.Pod, key: Key) -> PodClass | None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from shoal.master.scheduler.core import Waiting
 
-Place: TypeAlias = tuple[int, int, str]  # in the queue: minus its priority, etcd's create revision, uid
+Place: TypeAlias = tuple[int, int, str]  # in the queue: minus its priority, and its arrival
 
 
 @dataclass(slots=True, eq=False)
