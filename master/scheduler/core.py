@@ -10,6 +10,7 @@ from shoal.master.model import Key
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.explain import Explanation, explain
 from shoal.master.scheduler.filters import Frame, frame
+from shoal.master.scheduler.gang import place_gang
 from shoal.master.scheduler.place import place
 from shoal.master.scheduler.profiles import BUILT_IN, Profile
 from shoal.master.scheduler.queue import Run, runs
@@ -88,8 +89,13 @@ class Scheduler:
         return plan
 
     def _run(self, snapshot: Snapshot, run: Run, plan: Plan) -> None:
-        """A gang's members are one run: gang.py is to take it when `run.group`."""
+        """A gang's members are one run."""
         snapshot.workload.refresh()
+        if run.group:
+            outcome = place_gang(snapshot, lambda pods: self.frame(snapshot, pods), run)
+            plan.bindings += [Binding(one, node) for one, node in outcome.placed]
+            plan.refusals += [Refusal(one, story) for one, story in outcome.refused]
+            return
         known = self.frame(snapshot, run.pods)
         placed = place(snapshot, known, run.waiting)
         plan.bindings += map(Binding, run.waiting, placed)

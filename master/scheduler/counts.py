@@ -91,6 +91,7 @@ class Counts:
         self.spaces: dict[str, dict[str, str]] = {}  # labels of namespaces
         self._states: dict[PodClass, ClassState] = {}
         self._by_space: dict[str, dict[ClassState, None]] = {}
+        self._by_group: dict[tuple[str, str], dict[ClassState, None]] = {}
         self._counts: dict[tuple[PodMatch, ...], MatchCount] = {}
         self._bearers: dict[tuple[bool, int, PodTerm], Bearer] = {}
         self._counted: dict[Bucket, list[MatchCount]] = {}
@@ -116,6 +117,8 @@ class Counts:
                 self._forget_idle()
             found = self._states[pods] = ClassState(pods, dict(pods.labels))
             self._by_space.setdefault(pods.namespace, {})[found] = None
+            if pods.group:
+                self._by_group.setdefault((pods.namespace, pods.group), {})[found] = None
             self._link(found)
         return found
 
@@ -124,7 +127,19 @@ class Counts:
             if not state.on:
                 del self._states[pods]
                 del self._by_space[pods.namespace][state]
+                self._leave_group(state)
                 self._unlist(state)
+
+    def _leave_group(self, state: ClassState) -> None:
+        name = state.pods.namespace, state.pods.group
+        if name in self._by_group:
+            del self._by_group[name][state]
+            if not self._by_group[name]:
+                del self._by_group[name]
+
+    def in_group(self, namespace: str, group: str) -> Iterable[ClassState]:
+        """The classes of a pod group's members, as far as known."""
+        return self._by_group.get((namespace, group), ())
 
     def _link(self, state: ClassState) -> None:
         if self._counted:

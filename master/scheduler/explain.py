@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.master.scheduler.classes import CPU, MEMORY, STORAGE
-from shoal.master.scheduler.filters import USAGE_REASONS, Frame, blocked_by, filter_reasons, lacking
-from shoal.master.scheduler.snapshot import Snapshot
+from shoal.master.scheduler.filters import OUTSIDE, USAGE_REASONS, Frame, blocked_by, filter_reasons, lacking
+from shoal.master.scheduler.snapshot import Bools, Snapshot
 
 NO_NODES = "no nodes are registered"
 FULL = "Too many pods"
@@ -31,15 +31,25 @@ class Explanation:
     margins: tuple[tuple[str, int], ...] = ()
 
 
-def explain(snapshot: Snapshot, known: Frame) -> Explanation:
-    """Counts the first failing reason of every node, most frequent first, with the smallest shortage there is."""
+def nowhere(snapshot: Snapshot, why: str) -> Explanation:
+    """The same reason on every node."""
     if not len(snapshot):
         return Explanation(f"0/0 nodes are available: {NO_NODES}.", frozenset({NO_NODES}), (), False)
-    first, words = filter_reasons(snapshot, known)
+    message = f"0/{len(snapshot)} nodes are available: {why}."
+    return Explanation(message, frozenset({why}), ((why, len(snapshot)),), False)
+
+
+def explain(snapshot: Snapshot, known: Frame, inside: Bools | None = None) -> Explanation:
+    """Counts the first failing reason of every node, most frequent first, with the smallest shortage there is; `inside`
+    are the nodes of a gang's domain."""
+    if not len(snapshot):
+        return nowhere(snapshot, NO_NODES)
     if blocked := blocked_by(snapshot, known):
-        everywhere = ((blocked, len(snapshot)),)
-        message = f"0/{len(snapshot)} nodes are available: {blocked}."
-        return Explanation(message, frozenset({blocked}), everywhere, False)
+        return nowhere(snapshot, blocked)
+    first, words = filter_reasons(snapshot, known)
+    if inside is not None and (beyond := (first < 0) & ~inside).any():
+        first[beyond] = len(words)
+        words.append(OUTSIDE)
     tally = np.bincount(first[first >= 0], minlength=len(words)).tolist()
     counted = dict(zip(words, tally, strict=True))
     margins = _margins(snapshot, known, first, words)

@@ -31,7 +31,8 @@ NO_SPREAD = "node(s) didn't match pod topology spread constraints"
 NO_COMPANY = "node(s) didn't match pod affinity rules"
 SHUNNED = "node(s) didn't match pod anti-affinity rules"
 SHUNNING = "node(s) didn't satisfy existing pods anti-affinity rules"
-USAGE_REASONS = frozenset({NO_PORT, NO_SPREAD, NO_COMPANY, SHUNNED, SHUNNING})  # other pods' coming or going may help
+OUTSIDE = "node(s) were outside the pod group's domain"
+USAGE_REASONS = frozenset({NO_PORT, NO_SPREAD, NO_COMPANY, SHUNNED, SHUNNING, OUTSIDE})  # other pods' coming or going may help
 PREFERENCE_SCALE = 100.0
 
 

@@ -39,7 +39,7 @@ FEATURES = (
     "gangs",
     "leaving",
 )
-DECIDED = tuple(name for name in FEATURES if name not in ("priority", "nominated", "budgets", "gangs"))
+DECIDED = tuple(name for name in FEATURES if name not in ("priority", "nominated", "budgets"))
 LARGE = tuple(name for name in DECIDED if name not in ("volumes", "profiles"))
 HOSTNAME, ZONE, RACK, DISK, SIZE = "kubernetes.io/hostname", "zone", "rack", "disk", "size"
 SPACES = ("default", "other", "third", "unlabelled")

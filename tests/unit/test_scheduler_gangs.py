@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.master.scheduler.classes import PodClass
 from tests.reference.cluster import Cluster, Group, Pod
 from tests.reference.generate import joined
-from tests.scheduler_cases import ZONE, Decide, cluster, near, node, on, place, plain_only, pods, what
+from tests.scheduler_cases import ZONE, Decide, both, cluster, near, node, on, place, pods, what
 
 
 def member(cpu: int = 1000, **fields: object) -> PodClass:
@@ -18,7 +18,7 @@ def racks() -> Cluster:
     return cluster(nodes)
 
 
-@plain_only
+@both
 def test_all_or_nothing(decide: Decide) -> None:
     where = cluster([node("a", cpu=2000), node("b", cpu=1000)])
     where.groups["default", "g"] = Group(3)
@@ -29,7 +29,7 @@ def test_all_or_nothing(decide: Decide) -> None:
     assert all(one.reasons == {"Insufficient cpu": 2} for one in found[:4])
 
 
-@plain_only
+@both
 def test_more_than_the_minimum_wait_alone(decide: Decide) -> None:
     where = cluster([node("a", cpu=2000)])
     where.groups["default", "g"] = Group(2)
@@ -38,7 +38,7 @@ def test_more_than_the_minimum_wait_alone(decide: Decide) -> None:
     assert found[2].reasons == {"Insufficient cpu": 1}
 
 
-@plain_only
+@both
 def test_a_gang_waits_for_its_members_and_its_group(decide: Decide) -> None:
     where = cluster([node("a"), node("b")])
     found = decide(where, pods(member(), 1))
@@ -48,7 +48,7 @@ def test_a_gang_waits_for_its_members_and_its_group(decide: Decide) -> None:
     assert [one.reasons for one in found] == [{"pod group g has 2 of 3 members": 2}] * 2
 
 
-@plain_only
+@both
 def test_members_that_hold_a_node_count(decide: Decide) -> None:
     where = cluster([node("a")], [on("a", member(), "x"), on("a", member(), "y")])
     where.groups["default", "g"] = Group(3)
@@ -57,7 +57,7 @@ def test_members_that_hold_a_node_count(decide: Decide) -> None:
     assert place(decide, where, *pods(member())) == [""], "one that is leaving does not"
 
 
-@plain_only
+@both
 def test_members_of_several_classes_are_one_gang(decide: Decide) -> None:
     where = cluster([node("a", cpu=1000), node("b", cpu=1000)])
     where.groups["default", "g"] = Group(3)
@@ -67,7 +67,7 @@ def test_members_of_several_classes_are_one_gang(decide: Decide) -> None:
     assert place(decide, where, Pod("p0", big, 0), Pod("p1", big, 1), Pod("p2", small, 2)) == ["a", "b", ""]
 
 
-@plain_only
+@both
 def test_a_domain_in_which_all_fit_is_found(decide: Decide) -> None:
     where = racks()
     where.groups["default", "g"] = Group(4, ZONE)
@@ -78,7 +78,7 @@ def test_a_domain_in_which_all_fit_is_found(decide: Decide) -> None:
     assert found[0].reasons == {"Insufficient cpu": 1, "node(s) were outside the pod group's domain": 3}
 
 
-@plain_only
+@both
 def test_between_domains_that_take_all_the_scores_decide(decide: Decide) -> None:
     where = racks()
     where.groups["default", "g"] = Group(3, ZONE)
@@ -87,7 +87,7 @@ def test_between_domains_that_take_all_the_scores_decide(decide: Decide) -> None
     assert sorted(place(decide, where, *pods(member(), 3))) == ["a1", "a1", "a2"]
 
 
-@plain_only
+@both
 def test_the_domain_of_those_that_are_there_is_kept(decide: Decide) -> None:
     where = racks()
     where.hold(on("a2", member(cpu=100), "x"))
@@ -95,7 +95,7 @@ def test_the_domain_of_those_that_are_there_is_kept(decide: Decide) -> None:
     assert place(decide, where, *pods(member(), 3)) == ["a1", "a1", ""]
 
 
-@plain_only
+@both
 def test_a_key_that_no_node_has_is_no_domain(decide: Decide) -> None:
     where = racks()
     where.groups["default", "g"] = Group(1, "nowhere")
@@ -103,7 +103,7 @@ def test_a_key_that_no_node_has_is_no_domain(decide: Decide) -> None:
     assert found.reasons == {"node(s) were outside the pod group's domain": 4}
 
 
-@plain_only
+@both
 def test_members_see_each_other(decide: Decide) -> None:
     """The second needs the first nearby; a gang that keeps apart takes a node each."""
     where = cluster([node("a"), node("b")])
@@ -116,7 +116,7 @@ def test_members_see_each_other(decide: Decide) -> None:
     assert place(decide, where, *pods(apart, 3)) == ["", "", ""]
 
 
-@plain_only
+@both
 def test_a_gang_larger_than_the_cluster_waits_with_its_reason(decide: Decide) -> None:
     where = cluster([node("a", pods=3)])
     where.groups["default", "g"] = Group(50)
