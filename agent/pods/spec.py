@@ -278,11 +278,19 @@ def container_limits(pod: o.Pod, container: o.Container, node: NodeFacts) -> Lim
 def pod_limits(pod: o.Pod, node: NodeFacts) -> Limits:
     """The pod's own cgroup: what its containers request together, and their limits where every one has one."""
     return Limits(
-        cpu_shares=shares(together(pod, "requests", "cpu") or 0),
-        cpu_quota_us=quota(together(pod, "limits", "cpu")),
-        memory_bytes=together(pod, "limits", "memory"),
+        cpu_shares=shares(with_overhead(pod, together(pod, "requests", "cpu") or 0, "cpu") or 0),
+        cpu_quota_us=quota(with_overhead(pod, together(pod, "limits", "cpu"), "cpu")),
+        memory_bytes=with_overhead(pod, together(pod, "limits", "memory"), "memory"),
         pids=DEFAULT_PIDS,
     )
+
+
+def with_overhead(pod: o.Pod, amount: int | None, resource: str) -> int | None:
+    """The same with what the pod takes on top of its containers; no limit stays none."""
+    if amount is None or resource not in pod.spec.overhead:
+        return amount
+    text = pod.spec.overhead[resource].text
+    return amount + (quantity.milli(text) if resource == "cpu" else quantity.whole(text))
 
 
 def together(pod: o.Pod, which: str, resource: str) -> int | None:

@@ -193,6 +193,10 @@ def test_the_pod_s_cgroup_has_the_sums() -> None:
     assert pod_limits(pod, NODE) == Limits(1024, None, None, 4096)
     resources(pod, {"limits_cpu": "500m", "limits_memory": "1Gi", "requests_cpu": "100m"}, 1)
     assert pod_limits(pod, NODE) == Limits(1126, 150_000, 2 * GIB, 4096)
+    pod.spec.overhead["cpu"].text, pod.spec.overhead["memory"].text = "500m", "1Gi"
+    assert pod_limits(pod, NODE) == Limits(1638, 200_000, 3 * GIB, 4096)
+    pod.spec.containers[1].resources.ClearField("limits")
+    assert pod_limits(pod, NODE).memory_bytes is None, "an overhead alone is no limit"
 
 
 def test_the_less_is_requested_the_sooner_it_is_killed() -> None:
