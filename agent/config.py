@@ -14,8 +14,9 @@ from shoal.agent.images.settings import Registry
 from shoal.agent.machine import Capacity
 from shoal.agent.machines import DEFAULT_PODS, Overrides
 from shoal.agent.reserve import RESOURCES
-from shoal.proto import quantity
+from shoal.proto import names, quantity
 from shoal.proto.logs import FORMATS
+from shoal.proto.rules.labels import MAX_LABELS
 from shoal.proto.rules.resources import GPU, GPU_MILLI, LARGEST, not_extended
 from shoal.proto.settings_file import SettingsFileError, read_settings
 
@@ -157,7 +158,7 @@ def _value(name: str, value: Any) -> Any:
         case "registries":
             return registries.parse(value)
         case "labels":
-            return {str(key): str(label) for key, label in value.items()}
+            return node_labels(value)
         case "log_level":
             if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
                 raise ValueError(f"{value!r} is not one of DEBUG, INFO, WARNING, ERROR")
@@ -194,6 +195,18 @@ def amounts(table: Mapping[str, Any], known: Sequence[str] = AMOUNTS) -> dict[st
     return {
         name: quantity.milli(str(text)) if name == "cpu" else quantity.whole(str(text)) for name, text in table.items()
     }
+
+
+def node_labels(table: Mapping[str, Any]) -> dict[str, str]:
+    """Raises ValueError, with the first mistake."""
+    if len(table) > MAX_LABELS:
+        raise ValueError(f"has {len(table)} entries: at most {MAX_LABELS} are allowed")
+    found = {str(key): str(label) for key, label in table.items()}
+    for key, label in found.items():
+        wrong = names.not_label_key(key) or names.not_label_value(label)
+        if wrong is not None:
+            raise ValueError(f"{key}: {wrong}")
+    return found
 
 
 def devices(table: Mapping[str, Any]) -> dict[str, int]:

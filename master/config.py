@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shoal.master.dispatcher.nodes import Ranges
+from shoal.master.scheduler.profiles import BUILT_IN, Profile, parse_profiles
 from shoal.proto.errors import nearest
 from shoal.proto.logs import FORMATS
 from shoal.proto.settings_file import SettingsFileError, read_settings
@@ -64,6 +65,7 @@ class Config:
     deaths_kept_hours: int = 7 * 24
     log_format: str = "logfmt"
     loops: bool = True
+    profiles: Mapping[str, Profile] = field(default_factory=lambda: BUILT_IN)
 
 
 def load(arguments: Sequence[str]) -> Config:
@@ -102,7 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
 def parse(values: Mapping[str, Any], source: str) -> Config:
     """Checks every value. Raises ConfigError with all problems, one a line."""
     problems: list[str] = []
-    known = {*LISTS, *TEXTS, *NUMBERS, "loops"}
+    known = {*LISTS, *TEXTS, *NUMBERS, "loops", "profiles"}
     for name in values:
         if name not in known:
             meant = nearest(str(name), known)
@@ -128,6 +130,10 @@ def _value(name: str, value: Any, problems: list[str]) -> Any:
         return value
     if name == "loops":
         return bool(value)
+    if name == "profiles":
+        profiles, wrong = parse_profiles(value)
+        problems += [f"profiles: {text}" for text in wrong]
+        return profiles
     if not isinstance(value, str):
         problems.append(f"{name}: must be a text, it is {value!r}")
         return ""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ from shoal.master.metrics import Meters
 from shoal.master.model import Change, Create, Fault, Key, Modify, NotLeader, Object
 from shoal.master.ports import Stream, StreamClosed, TunnelStream
 from shoal.master.recorder import Recorder
+from shoal.master.scheduler.core import Scheduler
+from shoal.master.scheduler.profiles import BUILT_IN, Profile
 from shoal.master.scheduling import SchedulingLoop
 from shoal.master.store.port import Port
 from shoal.master.store.store import Store
@@ -58,6 +60,7 @@ class Settings:
     dispatcher: DispatcherConfig = field(default_factory=DispatcherConfig)
     loops: bool = True  # controllers and scheduler; without them the API alone is measured
     deaths_kept_s: float = KEPT_SECONDS
+    profiles: Mapping[str, Profile] = field(default_factory=lambda: BUILT_IN)  # of the scheduler
 
 
 class Master:
@@ -80,7 +83,7 @@ class Master:
         self._port, self._now, self._clock, self._rng = port, now, clock, rng
         self._identity = f"{settings.name}-{rng.getrandbits(64):016x}"
         self.election = Election(port, renewer, settings.advertise, self._identity, clock)
-        self.service = ClusterService(self.store, self, now, self.version)
+        self.service = ClusterService(self.store, self, now, self.version, settings.profiles)
         self._incarnation = ""
         self._etcd_version = ""
         self._term: Term | None = None
@@ -280,7 +283,10 @@ class Term:
             master.rng,
             master.meters,
         )
-        self._scheduling = SchedulingLoop(master.store, self._recorder, master.now, master.rng, master.meters)
+        core = Scheduler(master.settings.profiles)
+        self._scheduling = SchedulingLoop(
+            master.store, self._recorder, master.now, master.rng, master.meters, core=core
+        )
         self._loops = master.settings.loops
         self._clock = asyncio.get_running_loop().time
         nodes = sum(1 for _ in master.store.view.all("Node"))

@@ -111,6 +111,7 @@ async def run(config: Config, secrets: Secrets) -> None:
             DispatcherConfig(cluster_cidr=config.cluster_cidr, heartbeat_period=config.heartbeat_ms / 1000),
             config.loops,
             config.deaths_kept_hours * 3600.0,
+            config.profiles,
         ),
         port,
         ThreadRenewer(config.etcd_endpoints, secrets.etcd, boot_time),

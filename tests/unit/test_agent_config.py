@@ -197,3 +197,15 @@ def test_devices_are_told_and_reported() -> None:
 )
 def test_devices_that_cannot_be(given: object, message: str) -> None:
     assert message in refused(extended_resources=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"disk": "very fast"}, 'labels: disk: "very fast" is not a valid label value'),
+        ({"a b": "c"}, 'labels: a b: "a b" is not a valid key'),
+        ({f"l{n}": "x" for n in range(10_000)}, "labels: has 10000 entries: at most 500 are allowed"),
+    ],
+)
+def test_labels_that_no_node_can_have(given: dict[str, str], message: str) -> None:
+    assert message in refused(labels=given)

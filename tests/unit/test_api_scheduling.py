@@ -9,10 +9,12 @@ import pytest
 import pytest_asyncio
 
 from shoal.master.api.service import ClusterService
+from shoal.master.api.writes import Writes
 from shoal.master.controllers.base import condition
 from shoal.master.controllers.replicaset import reconcile
 from shoal.master.core import Master
 from shoal.master.model import KINDS, Key, Modify, Object
+from shoal.master.scheduler.profiles import Profile
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.masterkit import memory_master
@@ -172,6 +174,16 @@ async def test_a_profile_that_is_not_there_is_refused(api: ClusterService) -> No
     expected = 'there is no scheduling profile "bin-paking": did you mean "bin-packing"? There are '
     assert (await ask.refused(wrong))[0].startswith(f"spec.schedulerName: {expected}")
     assert (await ask.refused(workload))[0].startswith(f"spec.template.spec.schedulerName: {expected}")
+
+
+async def test_a_profile_of_the_configuration_is_there(master: Master) -> None:
+    own, mine = Writes(master.store, lambda: 1e9, profiles={"mine": Profile()}), pod()
+    mine.spec.schedulerName = "mine"
+    body = c.Object(kind="Pod", body=mine.SerializeToString())
+    [result] = (await own.create(c.WriteRequest(request_id="r", objects=[body]))).results
+    assert result.action == "created"
+    mine.metadata.name = "other"
+    assert (await Asker(master.service).refused(mine))[0].startswith("spec.schedulerName: there is no scheduling")
 
 
 # ---- gates ----

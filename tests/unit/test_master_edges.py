@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -27,6 +28,7 @@ from shoal.master.http_server import targets
 from shoal.master.metrics import Meters, StateCollector
 from shoal.master.model import FINAL_PHASES, Change, Conflict, Create, Key, Unavailable
 from shoal.master.recorder import EXPIRED_AT_ONCE, Recorder
+from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.master.store import keys
 from shoal.master.store.memory import Memory, MemoryEtcd
 from shoal.master.store.port import Put
@@ -381,9 +383,28 @@ def test_a_good_configuration(tmp_path: Path) -> None:
     assert configuration.load(["--config", str(path), "--name", "other"]).name == "other"
 
 
+def test_profiles_begin_with_another_and_change_its_weights() -> None:
+    told = {"default-scheduler": {"base": "bin-packing"}, "packed": {"base": "bin-packing", "most": 2}, "own": {}}
+    made = parse(GOOD | {"profiles": told}, "x").profiles
+    assert made["default-scheduler"] == BUILT_IN["bin-packing"] == made["bin-packing"]
+    assert made["packed"] == replace(BUILT_IN["bin-packing"], most=2.0)
+    assert made["own"] == BUILT_IN["default-scheduler"]
+    assert parse(GOOD | {"profiles": {"balanced": {"spread": 0}}}, "x").profiles["balanced"].balanced == 0.75
+    assert parse(GOOD, "x").profiles == BUILT_IN
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"profiles": ["balanced"]}, "profiles: must hold a profile's weights under its name"),
+        ({"profiles": {"p": None}}, "profiles: p: must hold weights, such as least: 0.5"),
+        ({"profiles": {"P q": {}}}, 'profiles: "P q" is not a valid name'),
+        ({"profiles": {1: {}}}, "profiles: 1 is not a name"),
+        ({"profiles": {"p": {"base": "q"}}}, "profiles: p.base: 'q' is none of default-scheduler, bin-packing, bal"),
+        ({"profiles": {"p": {"lest": 1}}}, "profiles: p: lest is no part of a score; did you mean least?"),
+        ({"profiles": {"p": {"least": -1}}}, "profiles: p.least: must be a number from 0 to 1e[+]09, but it is -1"),
+        ({"profiles": {"p": {"least": True}}}, "profiles: p.least: must be a number"),
+        ({"profiles": {"p": {"least": float("nan")}}}, "profiles: p.least: must be a number"),
         ({"listen": ["nowhere"]}, "is not HOST:PORT"),
         ({"listen": "127.0.0.1:1"}, "must be a list"),
         ({"nmae": "x"}, "did you mean name"),
