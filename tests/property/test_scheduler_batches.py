@@ -6,6 +6,7 @@ import pytest
 
 from shoal.master.scheduler import place
 from tests.property.test_scheduler_exact import SEEDS, check
+from tests.reference.generate import case
 
 FEATURES = ("selector", "anti_affinity", "spread", "soft_spread", "siblings", "profiles", "preferred_pods", "taints")
 
@@ -15,4 +16,4 @@ def test_the_best_nodes_of_each_domain_are_enough(shard: int, monkeypatch: pytes
     monkeypatch.setattr(place, "FEW", 1)
     monkeypatch.setattr(place, "SORTED_AT_ONCE", 0)
     for seed in range(shard, SEEDS // 2, 4):
-        check(seed + 5_000_000, FEATURES)
+        check(case(seed + 5_000_000, FEATURES))
