@@ -14,8 +14,8 @@ MOST_IMAGES = 30
 # fate -> the verb for so many pods, and what comes before their nodes
 FATES = {
     "created": ("to create", "on"),
-    "placed": ("that wait get a node", "on"),
-    "pending": ("stay pending", ""),
+    "placed": ("given a node", "on"),
+    "pending": ("left pending", ""),
     "preempted": ("evicted for others", "from"),
     "deleted": ("to delete", "from"),
     "lost": ("lost", "with"),
