@@ -75,7 +75,8 @@ def _lines(plan: c.RebalanceResponse, wide: bool) -> Iterator[str]:
     rows += [[clean(one.node), f"{one.before:.0%}", f"{one.after:.0%}"] for one in touched]
     yield from table(rows)
     fullest = [max((load for load in loads), default=0.0) for loads in _columns(plan)]
-    yield f"fullest node: {fullest[0]:.0%} now, {fullest[1]:.0%} after {len(plan.moves)} {"move" if len(plan.moves) == 1 else "moves"}; {clean(plan.stopped)}"
+    moves = f"{len(plan.moves)} {'move' if len(plan.moves) == 1 else 'moves'}"
+    yield f"fullest node: {fullest[0]:.0%} now, {fullest[1]:.0%} after {moves}; {clean(plan.stopped)}"
 
 
 def _columns(plan: c.RebalanceResponse) -> tuple[list[float], list[float]]:
