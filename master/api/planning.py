@@ -98,7 +98,9 @@ class Planning:
             for one in planned:
                 pod = fit.pod_in(rehearsal.overlay, Key(one.key.kind, one.key.namespace, one.key.name))
                 if pod is not None:
-                    found: fit.Fit = await breathe(fit.fit(rehearsal.snapshot, Scheduler(self._profiles), fit.class_of(pod), limit))
+                    found: fit.Fit = await breathe(
+                        fit.fit(rehearsal.snapshot, Scheduler(self._profiles), fit.class_of(pod), limit)
+                    )
                     response.results.append(_fit_result(one.key, found))
         if not response.results:
             raise Invalid("nothing in it has pods: give Pods, Deployments or ReplicaSets")
@@ -112,7 +114,9 @@ class Planning:
             snapshot = rehearsal.snapshot
             before = dict(zip(snapshot.names, rebalance.loads(snapshot).tolist(), strict=True))
             limit = request.max_moves or USUAL_MOVES
-            plan: rebalance.Moves = await breathe(rebalance.plan_rebalance(snapshot, Scheduler(self._profiles), candidates, limit))
+            plan: rebalance.Moves = await breathe(
+                rebalance.plan_rebalance(snapshot, Scheduler(self._profiles), candidates, limit)
+            )
             after = dict(zip(snapshot.names, rebalance.loads(snapshot).tolist(), strict=True))
             response = c.RebalanceResponse(stopped=plan.stopped, revision=rehearsal.overlay.revision)
             for move in plan.moves:

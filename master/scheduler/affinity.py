@@ -52,15 +52,11 @@ def pod_term(term: o.PodAffinityTerm, namespace: str, labels: Mapping[str, str])
     return PodTerm(term.topologyKey, PodMatch(names, spaces, selector))
 
 
-def pod_terms(
-    found: Iterable[o.PodAffinityTerm], namespace: str, labels: Mapping[str, str]
-) -> tuple[PodTerm, ...]:
+def pod_terms(found: Iterable[o.PodAffinityTerm], namespace: str, labels: Mapping[str, str]) -> tuple[PodTerm, ...]:
     return tuple(pod_term(term, namespace, labels) for term in found)
 
 
-def weighted_terms(
-    affinity: o.Affinity, namespace: str, labels: Mapping[str, str]
-) -> tuple[tuple[int, PodTerm], ...]:
+def weighted_terms(affinity: o.Affinity, namespace: str, labels: Mapping[str, str]) -> tuple[tuple[int, PodTerm], ...]:
     """Preferred company with its weights, negative for whom the pod would rather be apart from."""
     wanted = affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution
     shunned = affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution

@@ -82,9 +82,10 @@ class Scheduler:
     def schedule(self, snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:
         """In the order of the queue (see `order`); each run is judged anew."""
         plan = Plan()
-        for run in runs(queue, snapshot.is_held):
-            for one in run.waiting:
-                snapshot.undo(one.uid)  # a nominated pod gives up its room when its turn comes
+        for run in runs(queue, snapshot.nominated):
+            for one in run.waiting if snapshot.nominated else ():
+                if one.uid in snapshot.nominated:
+                    snapshot.undo(one.uid)  # gives up its room when its turn comes
             self._run(snapshot, run, plan)
         return plan
 

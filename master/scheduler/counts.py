@@ -189,6 +189,8 @@ class Counts:
     # ---- terms of held pods ----
     def _list(self, state: ClassState) -> None:
         state.bears = True
+        if not (state.pods.affinity or state.pods.anti_affinity or state.pods.preferred_pods):
+            return
         for anti, weight, term in terms_of(state.pods):
             one = self._bearers.get((anti, weight, term))
             if one is None:
@@ -280,7 +282,10 @@ def terms_of(pods: PodClass) -> Iterable[tuple[bool, int, PodTerm]]:
     merged: dict[PodTerm, int] = {}
     for weight, term in (*pods.preferred_pods, *((1, term) for term in pods.affinity)):
         merged[term] = merged.get(term, 0) + weight
-    return [*((True, 0, term) for term in dict.fromkeys(pods.anti_affinity)), *((False, w, t) for t, w in merged.items())]
+    return [
+        *((True, 0, term) for term in dict.fromkeys(pods.anti_affinity)),
+        *((False, w, t) for t, w in merged.items()),
+    ]
 
 
 def buckets(match: PodMatch) -> list[Bucket]:

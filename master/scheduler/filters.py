@@ -85,6 +85,8 @@ class Frame:
     want: Floats  # float64[2, 1]: cpu and memory as the scores count them
     demand: list[tuple[int, int]] | None  # (resource row, amount); None: no node has one of the resources
     device: gpus.Want
+    closed: Bools | None  # the nodes that are not in the mask; None when all are
+    free: bool  # nothing but room and the nodes' own facts decides
     scopes: list[Scope] | None = None
     blocked: str = field(default="")
     packed: Packed | None = None
@@ -109,6 +111,9 @@ def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None) -> Frame:
         np.array(pods.load, dtype=np.float64)[:, None],
         known if len(known) == len(rows) else None,
         gpus.Want.of(pods.gpu_milli, pods.gpu_count),
+        None if mask.all() else ~mask,
+        not (pods.affinity or pods.anti_affinity or pods.preferred_pods or pods.spread or pods.ports or pods.claims)
+        and not (pods.gpu_milli or pods.gpu_count),
         None,
         "" if profile is not None else f"scheduling profile {pods.profile} is not configured",
     )

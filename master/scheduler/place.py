@@ -33,6 +33,7 @@ from shoal.master.scheduler.snapshot import Bools, Floats, Hold, Ints, Snapshot
 
 NOWHERE = -np.inf
 UNBOUNDED = 2**62
+A_FEW = 16  # pods that are placed one by one
 FEW = 16  # nodes of a domain that are looked at, besides its share of the run
 SORTED_AT_ONCE = 4096  # nodes; of more the best of each domain are chosen first
 ZONES_LIMIT = 64  # domains that are looked at one by one
@@ -64,9 +65,8 @@ def bonds(snapshot: Snapshot, known: Frame, profile: Profile) -> Bonds:
     keys = [*apart, *(key for _, key in pulls), *(scope.rule.key for scope in crowds)]
     if len(zones) > 1 or not all(snapshot.nodes.domains(key).single for key in keys):
         return Bonds(True)
-    if pods.affinity and counts.means(tuple(term.match for term in pods.affinity), state):
-        if company_found(snapshot, known)[1]:
-            return Bonds(True)  # the first pod decides where the others may go
+    if pods.affinity and company_found(snapshot, known)[1]:
+        return Bonds(True)  # the first pod decides where the others may go
     made = Bonds(False, zone=zones[0] if zones else None)
     if pods.ports:
         made.lonely = np.ones(len(snapshot), dtype=np.bool_)
@@ -118,13 +118,21 @@ class Ladder:
         one = np.ones(rows.size, dtype=np.int64)
         return scores.Raw(
             None if raw.images is None else raw.images[rows, None],
-            _grown(raw.siblings, rows, one if owner and self.profile.siblings else None, j),
+            _more(raw.siblings, rows, one if owner and self.profile.siblings else None, j),
             None if raw.preference is None else raw.preference[rows, None],
             _grown(raw.company, rows, None if self.bonds.pull is None else self.bonds.pull[rows], j),
             _grown(raw.spread, rows, None if self.bonds.crowd is None else self.bonds.crowd[rows], j),
             None if raw.devices is None else raw.devices[rows, None],  # device pods go step by step
             None if raw.taints is None else raw.taints[rows, None],
         )
+
+
+def _more(start: Floats | None, rows: Ints, growth: Ints | None, j: Ints) -> Floats | None:
+    """`_grown` for siblings, whose numbers are floats."""
+    if growth is None:
+        return None if start is None else start[rows, None]
+    more: Floats = (growth[:, None] * j).astype(np.float64)
+    return more if start is None else more + start[rows, None]
 
 
 def best(value: Floats, number: int) -> Ints:
@@ -338,11 +346,50 @@ def step(snapshot: Snapshot, known: Frame, profile: Profile) -> int:
     return best if best >= 0 and ok[best] else -1
 
 
+def few(snapshot: Snapshot, known: Frame, profile: Profile, batch: Sequence[Waiting]) -> list[str]:
+    """Commits a few pods of a class that nothing binds to other pods. The best node of all is looked for first, and
+    only when it has no room which nodes have: most often it has."""
+    raw = scores.raw_parts(snapshot, known, profile)
+    f, g = scores.shares(snapshot, known)
+    value = scores.combine(profile, f, g, raw)
+    if known.closed is not None:
+        value[known.closed] = NOWHERE
+    placed: list[str] = []
+    screened = False
+    while len(placed) < len(batch):
+        row = int(value.argmax())
+        if value[row] == NOWHERE:
+            break
+        if not _has_room(snapshot, known, row):
+            if screened:
+                value[row] = NOWHERE
+            else:
+                value[~feasible(snapshot, known)] = NOWHERE
+            screened = True
+            continue
+        one = batch[len(placed)]
+        name = snapshot.names[row]
+        snapshot.commit(one.uid, Hold(name, known.pods, (), one.key, False, False, one.arrival))
+        placed.append(name)
+        if len(placed) < len(batch):
+            if raw.siblings is None and known.pods.owner and profile.siblings:
+                raw.siblings = snapshot.owners.counts(known.pods.owner, snapshot.row)
+            value[row] = scores.score_at(snapshot, known, profile, raw, row)
+    return placed
+
+
+def _has_room(snapshot: Snapshot, known: Frame, row: int) -> bool:
+    left = snapshot.left
+    return all(left.item(resource, row) >= amount for resource, amount in known.demand or ())
+
+
 def place(snapshot: Snapshot, known: Frame, batch: Sequence[Waiting]) -> list[str]:
     """Commits as many of the pods as fit, in order; their nodes' names."""
     profile = known.profile
     if profile is None or known.demand is None or not len(snapshot):
         return []
+    if known.free and not known.state.against and len(batch) <= A_FEW:
+        return few(snapshot, known, profile, batch)
     placed: list[str] = []
     while len(placed) < len(batch):
         how = bonds(snapshot, known, profile)

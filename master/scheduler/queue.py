@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from shoal.master.model import Key
@@ -30,7 +29,7 @@ class Run(NamedTuple):
 
     group: str
     pods: PodClass  # of the first
-    waiting: list[Waiting]
+    waiting: Sequence[Waiting]
 
 
 def order(queue: Iterable[Waiting]) -> list[Waiting]:
@@ -62,17 +61,23 @@ def _together(queue: Sequence[Waiting], key: Callable[[Waiting], Hashable]) -> d
     return found
 
 
-def runs(queue: Sequence[Waiting], alone: Callable[[str], bool]) -> Iterator[Run]:
+def runs(queue: Sequence[Waiting], alone: Collection[str]) -> Iterator[Run]:
     """In the order of the queue; a pod whose uid is to stand `alone` is a run of its own, save in its gang."""
-    for _, found in groupby(queue, key=_gang_or_class):
-        together = list(found)
-        pods = together[0].pods
-        start = 0
-        for index, one in enumerate(together) if not pods.group else ():
-            if alone(one.uid):
-                if start < index:
-                    yield Run("", pods, together[start:index])
-                yield Run("", pods, [one])
-                start = index + 1
-        if start < len(together):
-            yield Run(pods.group, pods, together[start:])
+    start, end = 0, len(queue)
+    while start < end:
+        pods = queue[start].pods
+        stop = start + 1
+        if pods.group:
+            key = _gang_or_class(queue[start])
+            while stop < end and _gang_or_class(queue[stop]) == key:
+                stop += 1
+        elif not alone:
+            while stop < end and queue[stop].pods is pods:
+                stop += 1
+            while stop < end and queue[stop].pods == pods:
+                stop += 1
+        elif queue[start].uid not in alone:
+            while stop < end and queue[stop].pods == pods and queue[stop].uid not in alone:
+                stop += 1
+        yield Run(pods.group, pods, queue[start:stop])
+        start = stop

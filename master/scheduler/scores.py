@@ -99,12 +99,28 @@ class Raw:
     """What the parts after the load's are made of, before signs and scales; None where it is zero everywhere."""
 
     images: Floats | None = None
-    siblings: Ints | None = None
+    siblings: Floats | None = None  # their number
     preference: Floats | None = None
     company: Ints | None = None
     spread: Ints | None = None
     devices: Floats | None = None
     taints: Ints | None = None
+
+    def at(self, profile: Profile, row: int, total: float) -> float:
+        """`total` with what `parts` adds to it on one node."""
+        if self.images is not None:
+            total += profile.images * self.images.item(row)
+        if self.siblings is not None:
+            total += profile.siblings * -self.siblings.item(row)
+        if self.preference is not None:
+            total += profile.preference * self.preference.item(row)
+        if self.company is not None:
+            total += profile.company * (self.company.item(row) / COMPANY_SCALE)
+        if self.spread is not None:
+            total += profile.spread * -self.spread.item(row)
+        if self.taints is not None:
+            total += profile.taints * -self.taints.item(row)
+        return total
 
     def parts(self, profile: Profile) -> Iterator[tuple[str, float, Floats | Ints]]:
         """(name, weight, value), in the documented order."""
@@ -129,7 +145,7 @@ def raw_parts(snapshot: Snapshot, known: Frame, profile: Profile) -> Raw:
     pods = known.pods
     return Raw(
         images_part(snapshot, pods) if profile.images else None,
-        snapshot.owner_counts(pods.owner) if profile.siblings and snapshot.siblings(pods.owner) else None,
+        snapshot.owners.counts(pods.owner, snapshot.row) if profile.siblings and pods.owner else None,
         known.preference if profile.preference else None,
         company_sum(snapshot, known) if profile.company else None,
         soft_sum(snapshot, known) if profile.spread and pods.spread else None,
@@ -138,19 +154,30 @@ def raw_parts(snapshot: Snapshot, known: Frame, profile: Profile) -> Raw:
     )
 
 
-def shares(snapshot: Snapshot, known: Frame) -> tuple[Floats, Floats]:
-    """The shares of cpu and memory that stay free with one more pod of the class."""
-    free = snapshot.room - known.want
+def shares(snapshot: Snapshot, known: Frame) -> Floats:
+    """float64[2, N]: the shares of cpu and memory that stay free with one more pod of the class. In the snapshot's
+    scratch: to be used at once."""
+    free = snapshot.scratch[:2]
+    np.subtract(snapshot.room, known.want, out=free)
     np.maximum(free, 0.0, out=free)
-    free /= snapshot.size
-    return free[0], free[1]
+    np.divide(free, snapshot.size, out=free)
+    return free
 
 
 def combine(profile: Profile, f: Floats, g: Floats, raw: Raw) -> Floats:
-    """The weighted sum."""
-    total = np.zeros_like(f)
-    for _, weight, part in load_parts(profile, f, g):
-        total += weight * part
+    """The weighted sum. Halves are exact, so that (f + g) / 2 times a weight is f + g times half of it."""
+    total: Floats = f + g
+    if profile.most:
+        spent = (1 - total / 2) * profile.most
+    total *= profile.least / 2
+    if profile.most:
+        total += spent
+    if profile.balanced:
+        apart = f - g
+        np.abs(apart, out=apart)
+        np.subtract(1.0, apart, out=apart)
+        apart *= profile.balanced
+        total += apart
     for _, weight, other in raw.parts(profile):
         total += weight * other
     return total
@@ -160,6 +187,18 @@ def score(snapshot: Snapshot, known: Frame, profile: Profile) -> Floats:
     """Of every node for one more of the class, before it is there."""
     f, g = shares(snapshot, known)
     return combine(profile, f, g, raw_parts(snapshot, known, profile))
+
+
+def score_at(snapshot: Snapshot, known: Frame, profile: Profile, raw: Raw, row: int) -> float:
+    """`score` of one node, with what other nodes' pods say unchanged since `raw` was made."""
+    free = [
+        max(snapshot.room.item(resource, row) - wanted, 0.0) / snapshot.size.item(resource, row)
+        for resource, wanted in enumerate(known.pods.load)
+    ]
+    total = 0.0
+    for _, weight, part in load_parts(profile, free[0], free[1]):
+        total += weight * part
+    return raw.at(profile, row, total)
 
 
 def score_parts(snapshot: Snapshot, known: Frame, profile: Profile) -> dict[str, Floats]:

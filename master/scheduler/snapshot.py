@@ -24,6 +24,7 @@ from shoal.master.scheduler.nodes import Nodes
 from shoal.master.scheduler.nodes import TaintKey as TaintKey
 from shoal.master.scheduler.nodes import facts_of as facts_of
 from shoal.master.scheduler.queue import arrival_of
+from shoal.master.scheduler.owners import Owners
 from shoal.master.scheduler.terms import NodeTerm, Rule
 from shoal.master.scheduler.volumes import KINDS as VOLUME_KINDS
 from shoal.master.scheduler.volumes import Volumes
@@ -75,7 +76,7 @@ def hold_for(pods: PodClass, node: str) -> Hold:
 
 
 class Snapshot:
-    """`alloc`, `used` and `left` (the one less the other) are int64[resource, node]; `resources` names their rows.
+    """`alloc`, `left` and `used` (the one less the other) are int64[resource, node]; `resources` names their rows.
     `load` is int64[2, node]: cpu and memory, the first two of them, as the scores count them; `room` is what is
     allocatable less that, and `size` what is allocatable (at least 1), both as float64[2, node] for the shares. `gpu_left` is int64[node, device]:
     the milli that are left of each."""
@@ -95,20 +96,21 @@ class Snapshot:
         self._resource_rows = {name: index for index, name in enumerate(self.resources)}
         self._holds: dict[str, Hold] = {}  # by pod uid
         self._by_node: dict[str, dict[str, Hold]] = {}  # node -> uid -> hold
-        self._owners: dict[str, dict[str, int]] = {}  # owner uid -> node -> its pods there
+        self.owners = Owners()
+        self.nominated: set[str] = set()  # uids of the holds that are nominations
         self._ports: dict[tuple[str, int], dict[str, dict[str, int]]] = {}  # protocol, port -> address -> node -> pods
         self._empty_tables(0)
 
     def _empty_tables(self, nodes: int) -> None:
         shape = (len(self.resources), nodes)
         self.alloc: Ints = np.zeros(shape, dtype=np.int64)
-        self.used: Ints = np.zeros(shape, dtype=np.int64)
         self.left: Ints = np.zeros(shape, dtype=np.int64)
         self.load: Ints = np.zeros((2, nodes), dtype=np.int64)
         self.room: Floats = np.zeros((2, nodes), dtype=np.float64)
         self.size: Floats = np.ones((2, nodes), dtype=np.float64)
         self.ready: Bools = np.zeros(nodes, dtype=np.bool_)
         self.gpu_left: Ints = np.zeros((nodes, 0), dtype=np.int64)
+        self.scratch: Floats = np.zeros((4, nodes), dtype=np.float64)  # for whoever needs room for a moment
 
     def clone(self) -> Snapshot:
         """An independent copy, to plan on; the classes that were compiled are shared."""
@@ -119,9 +121,10 @@ class Snapshot:
         made.budgets, made.groups, made.revision = dict(self.budgets), dict(self.groups), self.revision
         made._holds = dict(self._holds)
         made._by_node = {node: dict(there) for node, there in self._by_node.items()}
-        made._owners = {owner: dict(on) for owner, on in self._owners.items()}
+        made.owners, made.nominated = self.owners.clone(), set(self.nominated)
         made._ports = {port: {ip: dict(on) for ip, on in taken.items()} for port, taken in self._ports.items()}
-        for table in ("alloc", "used", "left", "load", "room", "size", "ready", "gpu_left"):
+        made._empty_tables(len(self))
+        for table in ("alloc", "left", "load", "room", "size", "ready", "gpu_left"):
             setattr(made, table, getattr(self, table).copy())
         return made
 
@@ -142,6 +145,11 @@ class Snapshot:
         return self.nodes.epoch
 
     @property
+    def used(self) -> Ints:
+        taken: Ints = self.alloc - self.left
+        return taken
+
+    @property
     def version(self) -> int:
         """Grows with every change of usage: a position in the journal."""
         return self.forgotten + len(self.journal)
@@ -157,9 +165,6 @@ class Snapshot:
     def held(self, uid: str) -> Hold | None:
         return self._holds.get(uid)
 
-    def is_held(self, uid: str) -> bool:
-        return uid in self._holds
-
     def pods_on(self, node: str) -> Mapping[str, Hold]:
         """What the node holds, by uid."""
         return self._by_node.get(node, {})
@@ -174,20 +179,6 @@ class Snapshot:
     def label_row(self, key: str, value: str) -> Bools:
         """The nodes with this label."""
         return self.nodes.label_mask(Rule(key, "In", (value,)))
-
-    def owner_counts(self, owner: str) -> Ints:
-        """How many pods of the owner each node holds."""
-        counts = np.zeros(len(self), dtype=np.int64)
-        row = self.row
-        for node, number in self._owners.get(owner, {}).items():
-            index = row.get(node)
-            if index is not None:
-                counts[index] = number
-        return counts
-
-    def siblings(self, owner: str) -> Mapping[str, int]:
-        """Node -> pods of this owner."""
-        return self._owners.get(owner, {}) if owner else {}
 
     def port_takers(self, protocol: str, port: int) -> Mapping[str, Mapping[str, int]]:
         """Host address -> node -> pods that have this port there."""
@@ -282,6 +273,8 @@ class Snapshot:
         assert uid not in self._holds, f"pod {uid} is placed twice"
         self._holds[uid] = hold
         self._by_node.setdefault(hold.node, {})[uid] = hold
+        if hold.nominated:
+            self.nominated.add(uid)
         self._count(uid, hold, 1)
 
     def undo(self, uid: str) -> bool:
@@ -289,6 +282,7 @@ class Snapshot:
         hold = self._holds.pop(uid, None)
         if hold is None:
             return False
+        self.nominated.discard(uid)
         on_node = self._by_node[hold.node]
         del on_node[uid]
         if not on_node:
@@ -302,7 +296,7 @@ class Snapshot:
         state = self.counts.state(pods)
         self.counts.add(state, node, index, sign, hold.leaving)
         if pods.owner:
-            _bump(self._owners, pods.owner, node, sign)
+            self.owners.add(pods.owner, node, index, sign)
         for protocol, address, port in pods.ports:
             _bump(self._ports.setdefault((protocol, port), {}), address, node, sign)
         if pods.claims and sign > 0:
@@ -324,7 +318,6 @@ class Snapshot:
 
     def _use(self, state: ClassState, index: int, sign: int) -> None:
         for resource, amount in self.demand(state):
-            self.used[resource, index] += sign * amount
             self.left[resource, index] -= sign * amount
         for resource, amount in enumerate(state.pods.load):
             self.load[resource, index] += sign * amount
@@ -358,7 +351,6 @@ class Snapshot:
             return
         state = self.counts.state(hold_list[0].pods)
         by_node, held = self._by_node, self._holds
-        owners = self._owners.setdefault(state.pods.owner, {}) if state.pods.owner else None
         for uid, hold in zip(uids, hold_list, strict=True):
             assert uid not in held, f"pod {uid} is placed twice"
             held[uid] = hold
@@ -368,12 +360,12 @@ class Snapshot:
                 by_node[node] = {uid: hold}
             else:
                 there[uid] = hold
-            if owners is not None:
-                owners[node] = owners.get(node, 0) + 1
         distinct, numbers = np.unique(np.array(rows, dtype=np.int64), return_counts=True)
-        self.counts.add_many(state, [hold.node for hold in hold_list], distinct, numbers)
+        nodes = [hold.node for hold in hold_list]
+        self.counts.add_many(state, nodes, distinct, numbers)
+        if state.pods.owner:
+            self.owners.add_many(state.pods.owner, nodes, distinct, numbers)
         for resource, amount in self.demand(state):
-            self.used[resource, distinct] += numbers * amount
             self.left[resource, distinct] -= numbers * amount
         for resource, amount in enumerate(state.pods.load):
             self.load[resource, distinct] += numbers * amount
@@ -387,7 +379,7 @@ class Snapshot:
             found = self._resource_rows[name] = len(self.resources)
             self.resources.append(name)
             empty = np.zeros((1, len(self)), dtype=np.int64)
-            self.alloc, self.used, self.left = (np.vstack([t, empty]) for t in (self.alloc, self.used, self.left))
+            self.alloc, self.left = (np.vstack([table, empty]) for table in (self.alloc, self.left))
         return found
 
     # ---- nodes ----
@@ -403,12 +395,13 @@ class Snapshot:
 
     def _reshape(self, before: Mapping[str, int]) -> None:
         """New rows in the order of names; what stays keeps its figures, what is new counts its pods."""
-        old = (self.alloc, self.used, self.load, self.ready)
+        old = (self.alloc, self.left, self.load, self.ready)
         kept = [(index, before[name]) for name, index in self.row.items() if name in before]
         to, came = [index for index, _ in kept], [index for _, index in kept]
         self._empty_tables(len(self))
         self.counts.resize(len(self))
-        self.alloc[:, to], self.used[:, to], self.load[:, to] = (table[:, came] for table in old[:3])
+        self.owners.resize()
+        self.alloc[:, to], self.left[:, to], self.load[:, to] = (table[:, came] for table in old[:3])
         self.ready[to] = old[3][came]
         for name, index in self.row.items():
             if name not in before:
@@ -420,7 +413,9 @@ class Snapshot:
     def _set_row(self, index: int, facts: NodeFacts) -> None:
         for name in facts.alloc:
             self._resource(name)
-        self.alloc[:, index] = [facts.alloc.get(name, 0) for name in self.resources]
+        alloc = np.array([facts.alloc.get(name, 0) for name in self.resources], dtype=np.int64)
+        self.left[:, index] += alloc - self.alloc[:, index]
+        self.alloc[:, index] = alloc
         self.ready[index] = facts.ready
         self._set_devices(index, facts)
         self._derive(index)
@@ -437,7 +432,6 @@ class Snapshot:
             self._use_devices(hold, index, 1)
 
     def _derive(self, rows: slice | int) -> None:
-        self.left[:, rows] = self.alloc[:, rows] - self.used[:, rows]
         self.room[:, rows] = self.alloc[:2, rows] - self.load[:, rows]
         self.size[:, rows] = np.maximum(self.alloc[:2, rows], 1)
 

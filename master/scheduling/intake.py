@@ -60,7 +60,9 @@ class Intake:
                 news.nodes[name] = (old, new)
         self._check_nominations(news)
         if self.lowest < lowest:  # whoever was refused because nobody could be evicted is looked at again
-            self.queue.ready_all([uid for uid in self.queue.lot.where if self.evicts(self.queue.pods[uid].waiting.pods)])
+            self.queue.ready_all(
+                [uid for uid in self.queue.lot.where if self.evicts(self.queue.pods[uid].waiting.pods)]
+            )
         return news
 
     def take_odd(self) -> list[Failed]:

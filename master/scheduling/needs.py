@@ -133,8 +133,7 @@ class Needs:
     def _spreads_over(self, other: PodClass) -> bool:
         labels = dict(other.labels)
         return other.namespace == self.pods.namespace and any(
-            constraint.hard and constraint.match.matches(other.namespace, labels, {})
-            for constraint in self.pods.spread
+            constraint.hard and constraint.match.matches(other.namespace, labels, {}) for constraint in self.pods.spread
         )
 
 
