@@ -13,12 +13,12 @@ from shoal.agent.state import DEATHS
 from shoal.agent.volumes.port import Files
 from shoal.master.core import Master
 from shoal.master.model import KINDS, Key, Object
-from shoal.master.volumes import SELECTED_NODE
-from shoal.proto.references import claims_of, homes
+from shoal.proto.references import claims_of
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
+from tests.sim import placement
 from tests.sim.loop import SimulatedLoop, run
-from tests.sim.watchdog import Broken, amount, ended, requests
+from tests.sim.watchdog import Broken, ended
 from tests.sim.watcher import Watcher
 from tests.sim.world import FLAKY, FULL_IMAGE, IMAGE, SimNode, World
 
@@ -48,6 +48,7 @@ def template(rng: random.Random, app: str, version: int) -> o.PodTemplateSpec:
     made.spec.terminationGracePeriodSeconds = rng.choice((1, 3))
     furnish(rng, made.spec)
     refer(rng, made.spec)
+    placement.place_particularly(rng, made.spec, app)
     return made
 
 
@@ -155,7 +156,7 @@ class People:
         changes = (
             self.create, self.create_pod, self.scale, self.scale, self.roll, self.roll, self.delete, self.write_value,
             self.write_value, self.delete_value, self.make_space, self.end_space, self.taint, self.configure,
-            self.use_claim, self.use_claim, self.delete_claim,
+            self.use_claim, self.use_claim, self.delete_claim, self.gather, self.hurry, self.protect,
         )  # fmt: skip
         choice = self.create if len(self.names) < 2 else self.rng.choice(changes)
         try:
@@ -186,6 +187,31 @@ class People:
         made = pod(self.rng, f"p{self._made}")
         await self._write("create", made)
         self.names.append(Key("Pod", "default", made.metadata.name))
+
+    async def prepare(self) -> None:
+        await self._write("create", *placement.priority_classes())
+
+    async def gather(self) -> None:
+        """A gang: with its PodGroup first, or last."""
+        self._made += 1
+        name, cpu = f"g{self._made}", self.rng.choice(("200m", "900m", "1500m"))
+        made = placement.gang(name, self.rng.choice(BEHAVIOURS[:4]), cpu, IMAGE)
+        await self._write("create", *(made if self.rng.random() < 0.5 else reversed(made)))
+        self.names += [Key("Pod", "default", one.metadata.name) for one in made if isinstance(one, o.Pod)]
+
+    async def hurry(self) -> None:
+        """A large pod that matters more than what is there."""
+        self._made += 1
+        made = pod(self.rng, f"p{self._made}")
+        made.spec.containers[0].resources.requests["cpu"].text = self.rng.choice(("800m", "1500m"))
+        made.spec.priorityClassName = "high"
+        await self._write("create", made)
+        self.names.append(Key("Pod", "default", made.metadata.name))
+
+    async def protect(self) -> None:
+        """A budget for a deployment's pods."""
+        if key := self._some("Deployment"):
+            await self._write("apply", placement.budget(f"keep-{key.name}", key.name))
 
     async def use_claim(self) -> None:
         """A pod with a claim: a new one, one that others use, or one that is deleted or not there yet."""
@@ -531,6 +557,7 @@ async def live(loop: SimulatedLoop, seed: int, verbose: bool = False) -> World:
     watchers = [Watcher(world, KINDS), Watcher(world, ("ConfigMap", "Secret")), Watcher(world, ("Node", "Namespace"))]
     watching = [asyncio.create_task(watcher.run(), name="watcher") for watcher in watchers]
     try:
+        await people.prepare()
         strikes: set[asyncio.Task[None]] = set()
         end = loop.time() + ACTIVE_SECONDS
         while loop.time() < end:
@@ -606,6 +633,8 @@ def unfinished(world: World, people: People) -> list[str]:
             wrong.append(f"pod {one.metadata.name} was evicted and is {one.status.phase}")
         elif one.status.phase == "Pending":
             wrong.append(f"pod {one.metadata.name} has not started on {one.spec.nodeName}")
+    if not wrong:
+        wrong += placement.overlooked(objects, world.watchdog.created)
     wrong += _stale_volumes(world, pods)
     wrong += _unburied(world, pods)
     wanted = {(p.spec.nodeName, p.metadata.uid) for p in pods if p.spec.nodeName and not ended(p)}
@@ -699,7 +728,7 @@ def _storage(objects: Mapping[Key, Object], pods: list[o.Pod]) -> list[str]:
 def _stray(key: Key, people: People) -> bool:
     if key.namespace in people.gone or (key.kind == "Namespace" and key.name in people.gone):
         return True
-    if key.kind in ("Deployment", "Pod") and re.fullmatch(r"[dp]\d+", key.name):
+    if key.kind in ("Deployment", "Pod") and re.fullmatch(r"[dpg]\d+", key.name):
         return key not in people.names
     return False
 
@@ -721,48 +750,28 @@ def _deployment(found: o.Deployment, pods: list[o.Pod]) -> list[str]:
 
 
 def _pending(world: World, one: o.Pod, pods: list[o.Pod]) -> list[str]:
-    """A pending pod must say why, with all nodes counted, and it must be true: no node has room."""
+    """A pending pod must say why, with all nodes counted, and what it says of its claims must be true."""
     name = one.metadata.name
     said = next((x.message for x in one.status.conditions if x.type == "PodScheduled" and x.status == "False"), "")
     match = COUNTS.match(said)
     if not match or not 0 < int(match[1]) <= len(world.nodes):  # counts may age, the reasons may not
         return [f"pod {name} is pending without a true reason: {said!r}"]
-    need = requests(one)
-    places, why = _places(world, one, pods)
-    if why:
-        return [] if why in said else [f"pod {name} is pending because {why}, but says {said!r}"]
-    for node in places:
-        found = world.watchdog.objects.get(Key("Node", "", node))
-        if not isinstance(found, o.Node):
-            return [f"node {node} has not joined"]
-        free = {r: amount(r, found.status.allocatable[r]) for r in need}
-        for other in pods:
-            if other.spec.nodeName == node and not ended(other):
-                for resource, used in requests(other).items():
-                    free[resource] -= used
-        if all(need[r] <= free[r] for r in need):
-            return [f"pod {name} is pending although {node} has room; it says {said!r}"]
-    return []
+    why = _claims_why(world, one, pods)
+    return [f"pod {name} is pending because {why}, but says {said!r}"] if why and why not in said else []
 
 
-def _places(world: World, one: o.Pod, pods: list[o.Pod]) -> tuple[list[str], str]:
-    """The nodes that the pod's claims leave to it, or why they leave none."""
-    objects, left = world.watchdog.objects, set(world.nodes)
+def _claims_why(world: World, one: o.Pod, pods: list[o.Pod]) -> str:
+    """Why the pod's claims leave it no node; "" when they leave one."""
     for name in claims_of(one):
-        found = objects.get(Key("PersistentVolumeClaim", one.metadata.namespace, name))
+        found = world.watchdog.objects.get(Key("PersistentVolumeClaim", one.metadata.namespace, name))
         if not isinstance(found, o.PersistentVolumeClaim):
-            return [], f"claim {name} does not exist"
+            return f"claim {name} does not exist"
         if found.metadata.HasField("deletionTimestamp"):
-            return [], f"claim {name} is being deleted"
+            return f"claim {name} is being deleted"
         users = [p for p in pods if p.spec.nodeName and not ended(p) and name in claims_of(p)]
         if "ReadWriteOncePod" in found.spec.accessModes and users:
-            return [], f"claim {name} is in use by another pod"
-        volume = objects.get(Key("PersistentVolume", "", found.spec.volumeName))
-        if isinstance(volume, o.PersistentVolume):
-            left &= homes(volume)
-        elif selected := found.metadata.annotations.get(SELECTED_NODE):
-            left &= {selected}
-    return sorted(left), ""
+            return f"claim {name} is in use by another pod"
+    return ""
 
 
 def nothing_acknowledged_was_lost(world: World) -> None:

@@ -13,6 +13,7 @@ from shoal.master.store.memory import MemoryEtcd
 from shoal.proto import quantity
 from shoal.proto.references import Reference, claims_of, homes, references
 from shoal.proto.v1 import objects_pb2 as o
+from tests.sim import placement
 
 PHASES = {"": 0, "Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2}
 RESOURCES = ("cpu", "memory")
@@ -62,6 +63,10 @@ class Watchdog:
         self._ranges: dict[str, str] = {}  # pod range -> node
         self.touched: set[Key] = set()  # by the last look
         self.revisions: dict[Key, int] = {}
+        self.created: dict[Key, int] = {}
+        self.bound = 0  # pods
+        self.preempted: set[str] = set()  # uids of pods
+        self._fresh: list[o.Pod] = []  # bound by the revision that is looked at
         self.were_short: set[str] = set()  # nodes that have been short of memory
         self.evicted: set[str] = set()  # uids of pods
         self.checks = 0
@@ -90,6 +95,7 @@ class Watchdog:
                 self.committed.setdefault(revision, {})[key] = record.message.metadata.uid
                 self.objects[key] = record.message
                 self.revisions[key] = revision
+                self.created[key] = event.create_revision
                 if isinstance(record.message, o.Pod):
                     self._pod(record.message, revision)
                     touched.add(record.message.spec.nodeName)
@@ -97,6 +103,7 @@ class Watchdog:
                     self._node(record.message)
             for node in touched - {""}:
                 self._not_oversold(node, revision)
+            self._well_placed(revision)
             self.checks += 1
 
     @property
@@ -121,6 +128,7 @@ class Watchdog:
         if bound:
             if uid not in self._nodes:
                 self._placed(pod)
+                self._fresh.append(pod)
             self._nodes[uid] = bound
         rank = PHASES[pod.status.phase]
         before, phase = self._phases.get(uid, (0, ""))
@@ -128,6 +136,7 @@ class Watchdog:
             raise Broken(f"revision {revision}: pod {name} went from {phase} back to {pod.status.phase}")
         self._phases[uid] = rank, pod.status.phase
         self._rightly_evicted(pod, revision)
+        self._rightly_preempted(pod, revision)
         for status in pod.status.containerStatuses:
             count = self._restarts[uid, status.name]
             if status.restartCount < count:
@@ -146,6 +155,28 @@ class Watchdog:
                 raise Broken(f"{said} for nothing: {status.message!r}")
         if uid in self.evicted and (status.phase == "Succeeded" or status.reason not in ("Evicted", "Lost")):
             raise Broken(f"{said}, and now it is {status.phase} {status.reason}")
+
+    def _rightly_preempted(self, pod: o.Pod, revision: int) -> None:
+        """By a pod that matters more, and is there."""
+        preemptor = placement.preempted_for(pod)
+        if not preemptor or pod.metadata.uid in self.preempted:
+            return
+        self.preempted.add(pod.metadata.uid)
+        found = self.objects.get(Key("Pod", *preemptor.split("/")))
+        if isinstance(found, o.Pod) and found.spec.priority <= pod.spec.priority:
+            raise Broken(f"revision {revision}: {pod.metadata.name} was evicted for {preemptor}, which matters no more")
+
+    def _well_placed(self, revision: int) -> None:
+        """Nobody was bound beside a pod that it must not meet."""
+        fresh, self._fresh = self._fresh, []
+        if not fresh:
+            return
+        self.bound += len(fresh)
+        labels = {key.name: found.metadata.labels for key, found in self.objects.items() if key.kind == "Node"}
+        there = [pod for pod in self.pods() if pod.spec.nodeName and not ended(pod)]
+        for pod in fresh:
+            for wrong in placement.misplaced(pod, there, labels):
+                raise Broken(f"revision {revision}: {wrong}")
 
     def _placed(self, pod: o.Pod) -> None:
         self._referred[pod.spec.nodeName] |= {Key(*reference) for reference in references(pod)}

@@ -33,6 +33,7 @@ from shoal.master.store.memory import Faults, Memory, MemoryEtcd
 from shoal.proto.v1 import cluster_pb2 as c
 from tests.sim.link import AgentEnd, MasterEnd, Weather, Wire
 from tests.sim.loop import START, SimulatedLoop
+from tests.sim.placement import ZONE
 from tests.sim.watchdog import Broken, Watchdog
 
 WALL_START = 1_700_000_000.0  # CLOCK_REALTIME when the simulation begins
@@ -111,7 +112,14 @@ class SimNode:
         """One agent per data folder: after two faults at once the second start finds the folder locked."""
         if self._task is not None:
             return
-        config = AgentConfig(self.name, self.address, tuple(self.world.masters), f"/sim/{self.name}", eviction=EVICTION)
+        config = AgentConfig(
+            self.name,
+            self.address,
+            tuple(self.world.masters),
+            f"/sim/{self.name}",
+            {ZONE: f"zone-{int(self.name.split('-')[1]) % 2}"},
+            eviction=EVICTION,
+        )
         ports = AgentPorts(
             self.runtime,
             self.images,
