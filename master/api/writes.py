@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from shoal.master.api import admission, deletion
 from shoal.master.api.faults import Forbidden, Invalid, failure_of
+from shoal.master.api.foreseen import Foreseen
 from shoal.master.api.shapes import Shapes
 from shoal.master.model import (
     KINDS,
@@ -129,6 +130,8 @@ class Writes:
     async def apply(self, request: c.WriteRequest, exactly: bool = False) -> c.WriteResponse:
         """`exactly`: an object without a revision must not be there yet, and none is looked at again."""
         admission.check_request(request.request_id, len(request.objects))
+        if request.dry_run and not isinstance(self._store, Foreseen):
+            return await Writes(Foreseen(self._store.view), self._now, self._profiles).apply(request, exactly)
         now = self._now()
         answers: dict[int, c.WriteResult] = {}
         revision = 0
@@ -142,6 +145,8 @@ class Writes:
                 response = await self._carry_out(pending, attempt, request.dry_run)
                 revision = max(revision, response.revision)
                 answers.update(zip(pending, response.results, strict=True))
+                if isinstance(self._store, Foreseen):
+                    self._store.add(response.results)
                 # It came or went between looking and writing: look again
                 pending = [i for i in pending if answers[i].failure.reason in ("AlreadyExists", "NotFound")]
                 pending = [i for i in pending if not _namespace_missing(self._store, request.objects[i])]

@@ -131,6 +131,20 @@ async def test_a_class_and_its_pods_may_come_together(api: ClusterService) -> No
     assert [result.action for result in results] == ["created"] * 3
 
 
+async def test_a_dry_run_foresees_namespaces_and_classes(api: ClusterService) -> None:
+    space, inside = o.Namespace(apiVersion="v1", kind="Namespace"), prioritised("p", "high")
+    space.metadata.name = inside.metadata.namespace = "n"
+    bodies = [
+        c.Object(kind=obj.kind, body=obj.SerializeToString()) for obj in (inside, space, priority_class("high", 7))
+    ]
+    request = c.WriteRequest(request_id="dry", objects=bodies, dry_run=True)
+    for _ in range(2):  # the second finds nothing of the first
+        results = (await api.apply(request)).results
+        assert [result.action for result in results] == ["created"] * 3
+        assert spec_of(KINDS["Pod"].FromString(results[0].object.body)).priority == 7
+    assert (await Asker(api).refused(prioritised("p", "high")))[0].startswith("spec.priorityClassName: there is no")
+
+
 async def test_the_systems_classes_are_there_and_stay(master: Master) -> None:
     ask = Asker(master.service)
     assert spec_of(await ask.made(prioritised("p", "system-node-critical"))).priority == 2_000_001_000
