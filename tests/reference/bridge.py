@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from shoal.master.scheduler.core import Plan, Scheduler, Waiting
+from shoal.master.scheduler.queue import arrival_of
 from shoal.master.scheduler.snapshot import Snapshot
 from tests.reference.cluster import Cluster, Pod
 from tests.reference.objects import events_of, key_for
@@ -19,7 +20,8 @@ def snapshot_of(cluster: Cluster) -> Snapshot:
 
 
 def waiting(pod: Pod) -> Waiting:
-    return Waiting(pod.uid, key_for(pod), pod.what, (pod.arrival + 1, pod.uid))
+    key = key_for(pod)
+    return Waiting(pod.uid, key, pod.what, arrival_of(pod.arrival + 1, key.name, pod.uid))
 
 
 def outcomes(plan: Plan, snapshot: Snapshot, queue: Sequence[Pod]) -> list[Outcome]:

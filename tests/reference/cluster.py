@@ -24,14 +24,15 @@ class Pod:
     leaving: bool = False
     nominated: bool = False
     devices: tuple[int, ...] = ()
+    name: str = ""  # the uid when it has none
 
     @property
     def labels(self) -> dict[str, str]:
         return dict(self.what.labels)
 
-    def importance(self) -> tuple[int, int, str]:
+    def importance(self) -> tuple[int, int, str, str]:
         """What is to be kept first sorts first."""
-        return -self.what.priority, self.arrival, self.uid
+        return -self.what.priority, self.arrival, self.name or self.uid, self.uid
 
 
 @dataclass

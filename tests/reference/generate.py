@@ -333,7 +333,15 @@ def _bound(maker: Maker, cluster: Cluster, kinds: Sequence[PodClass]) -> None:
         if name in cluster.nodes and reason(Look(cluster, what), cluster.nodes[name]) and rng.random() < 0.9:
             continue
         nominated = maker.chance("nominated", 0.2)
-        pod = Pod(f"b{number}", what, rng.randrange(5), name, not nominated and maker.chance("leaving", 0.2), nominated)
+        pod = Pod(
+            f"b{number}",
+            what,
+            rng.randrange(5),
+            name,
+            not nominated and maker.chance("leaving", 0.2),
+            nominated,
+            name=f"{rng.choice('abc')}{number}",
+        )
         if what.gpu_milli or what.gpu_count:
             node = cluster.nodes.get(name)
             got = choose(cluster.left(node), what) if node else None
@@ -355,7 +363,8 @@ def _queue(maker: Maker, cluster: Cluster, kinds: Sequence[PodClass]) -> list[Po
         if maker.chance("priority", 0.3):
             what = replace(what, priority=100, preempts=True)
         for _ in range(rng.choice([1, 1, 2, 3, 5, 12])):
-            queue.append(Pod(f"q{len(queue)}", what, len(queue)))
+            number = len(queue)
+            queue.append(Pod(f"q{number}", what, number // 4, name=f"{rng.choice('abc')}{number}"))
     for pod in cluster.pods.values():
         if pod.nominated and rng.random() < 0.7:
             queue.insert(rng.randint(0, len(queue)), replace(pod, node="", devices=(), nominated=False))

@@ -34,7 +34,7 @@ def gone(obj: Object, created: int = 1) -> Event:
 
 
 def key_for(pod: Pod) -> Key:
-    return Key("Pod", pod.what.namespace, pod.uid)
+    return Key("Pod", pod.what.namespace, pod.name or pod.uid)
 
 
 # ---- nodes ----
@@ -53,8 +53,8 @@ def node_object(node: Node) -> o.Node:
 # ---- pods ----
 def pod_object(pod: Pod) -> o.Pod:
     what = pod.what
-    made = o.Pod(apiVersion="v1", kind="Pod", metadata=o.ObjectMeta(name=pod.uid, uid=pod.uid, labels=pod.labels))
-    made.metadata.namespace = what.namespace
+    made = o.Pod(apiVersion="v1", kind="Pod", metadata=o.ObjectMeta(uid=pod.uid, labels=pod.labels))
+    made.metadata.name, made.metadata.namespace = pod.name or pod.uid, what.namespace
     if what.owner:
         made.metadata.ownerReferences.add(kind="ReplicaSet", name=what.owner, uid=what.owner, controller=True)
     if pod.leaving:

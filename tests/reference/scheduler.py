@@ -33,8 +33,8 @@ class Outcome:
 
 # ---- the queue ----
 def order(pods: Iterable[Pod]) -> list[Pod]:
-    """By priority, then arrival, then uid; within a priority a gang's members, and pods of one class, stand together
-    at the place of their first."""
+    """By priority, then arrival, then name and uid; within a priority a gang's members, and pods of one class, stand
+    together at the place of their first."""
     ranked = sorted(pods, key=Pod.importance)
     found: list[Pod] = []
     for _, level in groupby(ranked, key=lambda pod: pod.what.priority):
