@@ -14,7 +14,7 @@ import pytest
 from shoal.master.scheduler.classes import compile_class
 from shoal.master.scheduler.core import Scheduler, order
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, Case, case, large_case
+from tests.reference.generate import DECIDED, TOGETHER, Case, case, large_case
 from tests.reference.objects import pod_object
 from tests.reference.scheduler import order as plain_order
 from tests.reference.scheduler import schedule
@@ -42,11 +42,11 @@ def test_both_decide_the_same(shard: int) -> None:
         check(case(seed, DECIDED))
 
 
-@pytest.mark.parametrize("feature", DECIDED)
-def test_both_decide_the_same_with_one_feature_alone(feature: str) -> None:
-    """What others would hide: nearly every pod is decided by it."""
-    for seed in range(0, SEEDS, 40):
-        check(case(seed * 3 + 2_000_000, (feature,)))
+@pytest.mark.parametrize("features", [*((one,) for one in DECIDED), *TOGETHER], ids=" ".join)
+def test_both_decide_the_same_with_few_features(features: tuple[str, ...]) -> None:
+    """What others would hide: nearly every pod is decided by these."""
+    for seed in range(0, SEEDS, 12):
+        check(case(seed, features, all_of_them=True))
 
 
 def test_both_place_long_runs_on_many_nodes_the_same() -> None:

@@ -9,7 +9,7 @@ from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.profiles import BUILT_IN, Profile
 from shoal.master.scheduler.terms import PodMatch, Selector
 from tests.reference.devices import GPU, WHOLE, Typical
-from tests.reference.nodes import Node
+from tests.reference.nodes import Node, selects
 from tests.reference.storage import Storage
 
 
@@ -43,7 +43,7 @@ class Budget:
 
     def covers(self, pod: Pod) -> bool:
         here = pod.what.namespace == self.namespace
-        return here and self.selector is not None and self.selector.matches(pod.labels)
+        return here and selects(self.selector, pod.labels)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Cluster:
 
     def means(self, match: PodMatch, what: PodClass) -> bool:
         """Whether a term means pods of this class."""
-        return match.matches(what.namespace, dict(what.labels), self.spaces.get(what.namespace, {}))
+        inside = what.namespace in match.namespaces or selects(match.spaces, self.spaces.get(what.namespace, {}))
+        return inside and selects(match.selector, dict(what.labels))
 
     def profile(self, what: PodClass) -> Profile:
         return self.profiles[what.profile]

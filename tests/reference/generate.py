@@ -41,6 +41,22 @@ FEATURES = (
 )
 DECIDED = tuple(name for name in FEATURES if name not in ("priority", "nominated", "budgets"))
 LARGE = tuple(name for name in DECIDED if name not in ("volumes", "profiles"))
+TOGETHER = (  # features that act on each other, looked at without the rest
+    ("spread", "soft_spread", "selector", "taints", "leaving"),
+    ("spread", "soft_spread", "node_affinity", "preferred_nodes"),
+    ("spread", "taints"),
+    ("spread", "anti_affinity", "affinity", "leaving"),
+    ("affinity", "anti_affinity", "preferred_pods", "siblings"),
+    ("volumes", "ports", "extended", "devices"),
+    ("devices", "selector", "node_affinity", "leaving"),
+    ("priority", "nominated", "leaving", "ports", "extended"),
+    ("priority", "budgets", "leaving", "devices"),
+    ("priority", "nominated", "spread", "anti_affinity", "affinity"),
+    ("priority", "volumes", "budgets", "nominated"),
+    ("gangs", "priority", "extended", "ports"),
+    ("gangs", "spread", "anti_affinity", "affinity", "preferred_pods"),
+    ("gangs", "devices", "volumes", "images"),
+)
 HOSTNAME, ZONE, RACK, DISK, SIZE = "kubernetes.io/hostname", "zone", "rack", "disk", "size"
 SPACES = ("default", "other", "third", "unlabelled")
 IMAGES = ("docker.io/library/a:1", "docker.io/library/b:1", "docker.io/library/c:1")
@@ -56,7 +72,8 @@ class Maker:
     on: Collection[str]
 
     def chance(self, feature: str, odds: float = 1.0) -> bool:
-        return feature in self.on and self.rng.random() < odds
+        """The fewer features there are, the more often each is used."""
+        return feature in self.on and self.rng.random() < odds ** min(1.0, len(self.on) / 10)
 
     # ---- nodes ----
     def node(self, name: str) -> Node:
@@ -180,7 +197,7 @@ class Maker:
         if self.chance("extended", 0.15):
             requests["example.com/fpga"] = 1
         tolerances = set()
-        while self.chance("taints", 0.5):
+        for _ in range(3 if self.chance("taints", 0.5) else 0):
             exists = rng.random() < 0.4
             key = rng.choice(["k", "l", ""]) if exists else rng.choice("kl")
             value = "" if exists else rng.choice(["", "v"])
@@ -274,10 +291,10 @@ class Case:
     queue: list[Pod] = field(default_factory=list)
 
 
-def case(seed: int, features: Collection[str] = FEATURES) -> Case:
+def case(seed: int, features: Collection[str] = FEATURES, *, all_of_them: bool = False) -> Case:
     """A cluster with pods in it, and a queue; every third case uses all features, others some of them."""
     rng = random.Random(seed)
-    odds = rng.choice([0.15, 0.4, 1.0])
+    odds = rng.choice([0.15, 0.4, 1.0]) if not all_of_them else 1.0
     on = tuple(name for name in FEATURES if name in features and rng.random() < odds)
     maker = Maker(rng, on)
     cluster = Cluster(nodes={f"n{i}": maker.node(f"n{i}") for i in range(rng.choice([1, 2, 4, 6, 8]))})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.master.scheduler.profiles import PARTS
 from tests.reference.devices import packing
 from tests.reference.filters import Look, places_of
-from tests.reference.nodes import Node, untolerated
+from tests.reference.nodes import Node, term_holds, untolerated
 
 IMAGE_CAP = 10**9  # bytes, per container
 NO_DOMAIN = 1024  # what a soft spread constraint counts where its key is missing
@@ -56,7 +56,7 @@ def siblings(look: Look, node: Node) -> float:
 
 
 def preference(look: Look, node: Node) -> float:
-    return sum(weight for weight, term in look.what.preferred_nodes if term.holds(node.name, node.labels)) / 100
+    return sum(weight for weight, term in look.what.preferred_nodes if term_holds(term, node)) / 100
 
 
 def company(look: Look, node: Node) -> float:
