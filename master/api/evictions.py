@@ -49,7 +49,7 @@ class Evictions:
             raise Conflict(f"{key} is another pod now")
         if terminating(pod) or not active(pod):
             return c.WriteResult(object=envelope_of(record), action="unchanged")  # it is leaving, or has ended
-        counting = budgets.budgets_of(self._store.view, pod)
+        counting = budgets.Guards(self._store.view).of(pod)
         for budget in counting:
             if why := budgets.forbids(budget, pod):
                 raise Blocked(f"{key} cannot be evicted now: PodDisruptionBudget {budget.metadata.name}: {why}")

@@ -110,7 +110,7 @@ class Planning:
         if not 0 <= request.max_moves <= MOST_MOVES:
             raise Invalid(f"at most {request.max_moves} moves: give 1 to {MOST_MOVES}")
         async with self._copies.copy() as rehearsal:
-            candidates = list(moving.candidates(rehearsal))
+            candidates: list[rebalance.Candidate] = await breathe(moving.candidates(rehearsal))
             snapshot = rehearsal.snapshot
             before = dict(zip(snapshot.names, rebalance.loads(snapshot).tolist(), strict=True))
             limit = request.max_moves or USUAL_MOVES

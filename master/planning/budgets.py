@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from shoal.master.controllers.base import ready
-from shoal.master.model import Modify, Object, View, key_of
-from shoal.proto.selector import from_message
+from shoal.master.model import Key, Modify, Object, View, key_of
+from shoal.proto.selector import LabelSelector, from_message
 from shoal.proto.v1 import objects_pb2 as o
 
 ALWAYS_ALLOW = "AlwaysAllow"
 
 
-def budgets_of(view: View, pod: o.Pod) -> list[o.PodDisruptionBudget]:
-    """The budgets that count the pod, by name."""
-    found = [
-        budget
-        for budget in view.all("PodDisruptionBudget", pod.metadata.namespace)
-        if isinstance(budget, o.PodDisruptionBudget)
-        and budget.spec.HasField("selector")
-        and from_message(budget.spec.selector).matches(pod.metadata.labels)
-    ]
-    return sorted(found, key=lambda budget: budget.metadata.name)
+class Guards:
+    """The budgets of a view, their selectors read once."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._read: dict[str, list[tuple[LabelSelector, Key]]] = {}  # by namespace
+
+    def of(self, pod: o.Pod) -> list[o.PodDisruptionBudget]:
+        """The budgets that count the pod, by name, as they are now."""
+        namespace = pod.metadata.namespace
+        if namespace not in self._read:
+            found = [
+                b for b in self._view.all("PodDisruptionBudget", namespace) if isinstance(b, o.PodDisruptionBudget)
+            ]
+            found.sort(key=lambda budget: budget.metadata.name)
+            self._read[namespace] = [
+                (from_message(budget.spec.selector), key_of(budget))
+                for budget in found
+                if budget.spec.HasField("selector")
+            ]
+        keys = [key for selector, key in self._read[namespace] if selector.matches(pod.metadata.labels)]
+        return [now for key in keys if isinstance(now := self._view.get(*key), o.PodDisruptionBudget)]
 
 
 def forbids(budget: o.PodDisruptionBudget, pod: o.Pod) -> str:

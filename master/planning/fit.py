@@ -52,19 +52,18 @@ def fit(snapshot: Snapshot, scheduler: Scheduler, pods: PodClass, limit: int) ->
     """Places pods until one is refused, in steps; the snapshot is as before at the end."""
     found = Fit()
     placed: list[str] = []
-    try:
-        while found.count < limit and not found.reason:
-            batch = min(BATCH, limit - found.count)
-            queue = [Waiting(f"fit-{found.count + n}", Key("Pod", pods.namespace, "fit"), pods) for n in range(batch)]
-            plan = scheduler.schedule(snapshot, queue)
-            for waiting, node in plan.bindings:
-                placed.append(waiting.uid)
-                found.nodes[node] += 1
-            found.count += len(plan.bindings)
-            if plan.refusals:
-                found.reason = plan.refusals[0].explanation.message
-            yield
-    finally:
-        for uid in placed:
+    while found.count < limit and not found.reason:
+        batch = min(BATCH, limit - found.count)
+        queue = [Waiting(f"fit-{found.count + n}", Key("Pod", pods.namespace, "fit"), pods) for n in range(batch)]
+        plan = scheduler.schedule(snapshot, queue)
+        placed += [waiting.uid for waiting, _ in plan.bindings]
+        found.nodes.update(node for _, node in plan.bindings)
+        found.count += len(plan.bindings)
+        if plan.refusals:
+            found.reason = plan.refusals[0].explanation.message
+        yield
+    for start in range(0, len(placed), BATCH):
+        for uid in placed[start : start + BATCH]:
             snapshot.undo(uid)
+        yield
     return found

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from shoal.master.controllers.base import active, controller_of, ready, terminating
 from shoal.master.controllers.replicaset import wanted
 from shoal.master.model import key_of
-from shoal.master.planning import budgets
+from shoal.master.planning.budgets import Guards, forbids
 from shoal.master.planning.rehearsal import Rehearsal
 from shoal.master.scheduler.classes import Classes
 from shoal.master.scheduler.core import Waiting
 from shoal.master.scheduler.rebalance import Candidate
 from shoal.proto.v1 import objects_pb2 as o
 
+STEP = 500  # pods that are looked at between two breaths
 
-def candidates(rehearsal: Rehearsal) -> Iterator[Candidate]:
-    """Ready pods of ReplicaSets that have what they ask for, by name. Moves are made one by one, each when the
-    replacement before is ready, so that a budget that allows one disruption allows any number of moves."""
-    classes = Classes()
+
+def candidates(rehearsal: Rehearsal) -> Generator[None, None, list[Candidate]]:
+    """Ready pods of ReplicaSets that have what they ask for, by name, in steps. Moves are made one by one, each when
+    the replacement before is ready, so that a budget that allows one disruption allows any number of moves."""
+    found: list[Candidate] = []
+    classes, guards = Classes(), Guards(rehearsal.overlay)
     settled: dict[str, bool] = {}
-    view = rehearsal.overlay
-    for pod in sorted(_pods(rehearsal), key=lambda pod: (pod.metadata.namespace, pod.metadata.name)):
+    pods = [pod for pod in rehearsal.overlay.all("Pod") if isinstance(pod, o.Pod)]
+    pods.sort(key=lambda pod: (pod.metadata.namespace, pod.metadata.name))
+    for number, pod in enumerate(pods, start=1):
+        if number % STEP == 0:
+            yield
         owner = controller_of(pod)
         if owner is None or not pod.spec.nodeName or not active(pod) or not ready(pod):
             continue
         if owner.uid not in settled:
             settled[owner.uid] = _settled(rehearsal, owner.uid)
-        if not settled[owner.uid] or any(budgets.forbids(one, pod) for one in budgets.budgets_of(view, pod)):
-            continue
-        pods = classes.of(pod)
-        if not pods.group:  # a gang stays together
-            yield Candidate(Waiting(pod.metadata.uid, key_of(pod), pods), pod.spec.nodeName)
-
-
-def _pods(rehearsal: Rehearsal) -> list[o.Pod]:
-    return [pod for pod in rehearsal.overlay.all("Pod") if isinstance(pod, o.Pod)]
+        if settled[owner.uid] and not any(forbids(budget, pod) for budget in guards.of(pod)):
+            what = classes.of(pod)
+            if not what.group:  # a gang stays together
+                found.append(Candidate(Waiting(pod.metadata.uid, key_of(pod), what), pod.spec.nodeName))
+    return found
 
 
 def _settled(rehearsal: Rehearsal, uid: str) -> bool:

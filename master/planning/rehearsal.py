@@ -21,7 +21,7 @@ from shoal.master.scheduler.snapshot import Snapshot
 from shoal.proto.v1 import objects_pb2 as o
 
 MOST_NEW_PODS = 10_000  # of one rehearsal
-WINDOW = 1000  # pods that are scheduled between two breaths
+WINDOW = 250  # pods that are scheduled between two breaths
 CALLS_PER_BREATH = 32  # reconciles between two breaths
 MOST_RETRIES = 3  # of a call whose changes were refused
 TICK_SECONDS = 1.0

@@ -26,7 +26,7 @@ MOST_NAMES = 10  # that a message lists
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What is free of a resource on the nodes that take pods, in all and on the emptiest one; milli-CPU, bytes, counts."""
+    """What is free of a resource on nodes that take pods, in all and on the emptiest; milli-CPU, bytes, counts."""
 
     free: int = 0
     largest: int = 0
@@ -194,12 +194,13 @@ def _drain(rehearsal: Rehearsal, names: Sequence[str], found: Answer) -> Iterato
     """No new pods there; then evictions in rounds, as many at once as the budgets allow, until none is allowed."""
     rehearsal.write([Modify(Key("Node", "", name), _closed) for name in names])
     yield from rehearsal.run()
+    guards = budgets.Guards(rehearsal.overlay)
     refused: list[Blocked] = []
     while True:
         refused, evicted = [], 0
         for name in names:
             for pod in _residents(rehearsal, name):
-                blocked = _evict(rehearsal, pod, name)
+                blocked = _evict(rehearsal, guards, pod, name)
                 if blocked is None:
                     evicted += 1
                     _mourn(pod, found, "ends with the drain")
@@ -211,9 +212,9 @@ def _drain(rehearsal: Rehearsal, names: Sequence[str], found: Answer) -> Iterato
             return
 
 
-def _evict(rehearsal: Rehearsal, pod: o.Pod, node: str) -> Blocked | None:
+def _evict(rehearsal: Rehearsal, guards: budgets.Guards, pod: o.Pod, node: str) -> Blocked | None:
     """What forbids it, or None when it is on its way."""
-    counting = budgets.budgets_of(rehearsal.overlay, pod)
+    counting = guards.of(pod)
     for budget in counting:
         if why := budgets.forbids(budget, pod):
             return Blocked(key_of(pod), node, key_of(budget), why)

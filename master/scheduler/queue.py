@@ -20,7 +20,7 @@ class Waiting(NamedTuple):
 
 def arrival_of(created: int, name: str, uid: str) -> tuple[int, str]:
     """What orders pods of one priority: etcd's create revision, then name, then uid. Pods that were written together
-    have one revision; their names, not their random uids, tell workloads apart, so that a plan can foresee the order."""
+    have one revision; their names, not their random uids, tell workloads apart, so that plans foresee the order."""
     return created, f"{name} {uid}"
 
 
