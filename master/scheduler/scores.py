@@ -118,6 +118,8 @@ class Raw:
             total += profile.company * (self.company.item(row) / COMPANY_SCALE)
         if self.spread is not None:
             total += profile.spread * -self.spread.item(row)
+        if self.devices is not None:
+            total += profile.devices * self.devices.item(row)
         if self.taints is not None:
             total += profile.taints * -self.taints.item(row)
         return total
