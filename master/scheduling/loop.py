@@ -20,6 +20,7 @@ from shoal.master.scheduling.books import Books
 from shoal.master.scheduling.changes import SCHEDULER_ERROR, nominate, sentence, tell, told, wants_node
 from shoal.master.scheduling.decisions import Decision, Decisions, Observer
 from shoal.master.scheduling.evictor import Evictor
+from shoal.master.scheduling.gangs import GangWatch
 from shoal.master.scheduling.intake import Intake
 from shoal.master.scheduling.judge import Judge, Judged
 from shoal.master.scheduling.meter import Meter, NoMeter
@@ -71,6 +72,7 @@ class SchedulingLoop:
         self._binder = Binder(store, self.books, now, rng, self.meter)
         self._evictor = Evictor(store, self._say, now, rng)
         self._reserver = Reserver(self.books, self.queue, self._time)
+        self._gang_watch = GangWatch(self._time)
         self._events: list[Event] = []
         self._revision = 0  # of the newest event that came
         self._wake = asyncio.Event()
@@ -217,6 +219,8 @@ class SchedulingLoop:
             self._nominate(waiting.uid, nominated.get(waiting.uid, ""), news)
             evicts = not pending.node and self._intake.evicts(waiting.pods)
             queue.lot.park(pending, story.reasons, evicts, self.windows)
+        if queue.lot.gangs:
+            self.recorder.say_all(self._gang_watch.due(self.store.view, plan.refusals), "scheduler")
         for binding in plan.bindings if queue.nominated else ():
             if queue.pods[binding.waiting.uid].node != binding.node:
                 self._nominate(binding.waiting.uid, "", news)
