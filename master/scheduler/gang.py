@@ -80,7 +80,8 @@ def fill(snapshot: Snapshot, frame_of: FrameOf, members: Sequence[Waiting], insi
 
 
 def narrowed(known: Frame, inside: Bools) -> Frame:
-    return replace(known, mask=known.mask & inside)
+    mask = known.mask & inside
+    return replace(known, mask=mask, closed=~mask)
 
 
 # ---- the domain ----
