@@ -20,7 +20,7 @@ from shoal.deploy.cli.printers.text import lines_of
 # verb -> what it does; the module of the same name is imported when the verb is used
 _APPLY = "write a manifest and apply it"
 _GET_APPLY = "get it with -o yaml, change it and apply it"
-_TAINT = "give the node a taint (NoSchedule, or NoExecute to send its pods away) with apply"
+_TAINT = "give the node unschedulable: true under its spec, or a taint (NoExecute to send its pods away), with apply"
 # kubectl's verbs that are not ours (yet), and what does the same
 ELSEWHERE = {
     **dict.fromkeys(("create", "run", "replace"), _APPLY),

@@ -19,10 +19,12 @@ from shoal.deploy.cli.printers.tables import COLUMNS, headings, row_of
 from shoal.deploy.cli.printers.whole import sort_value, whole_text
 from shoal.deploy.cli.tamed import Tamer
 from shoal.proto.kinds import CLASSES
+from shoal.proto.manifest import parse
 from shoal.proto.printing import to_json, to_yaml
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
+from tests.unit.test_manifest_scheduling import GOOD
 
 NOW = 1_800_000_000.0
 
@@ -451,3 +453,31 @@ def test_a_cordoned_node_says_so() -> None:
     node.status.conditions.add(type="Ready", status="True")
     node.spec.unschedulable = True
     assert row_of(node, NOW)[1] == "Ready,SchedulingDisabled"
+
+
+def test_a_pods_placement_is_described() -> None:
+    (found,) = parse(GOOD, "f").objects
+    assert isinstance(found.message, o.Pod)
+    lines = [line.strip() for line in describe(found.message, NOW, [])]
+    for wanted in (
+        "Priority Class:  high",
+        "Preemption:      Never",
+        "Profile:         bin-packing",
+        "Gates:           example.com/quota",
+        "Overhead:        cpu=100m",
+        "Affinity:        nodes: disk in (ssd) and cores gt (4) and metadata.name notin (n1)"
+        " or a in (x) and a notin (x)",
+        "nodes, weight 100: zone exists",
+        "with pods app=db by topology.kubernetes.io/zone in namespaces data, <all>",
+        "apart from pods, weight 1, app=web by kubernetes.io/hostname",
+        "Spread:          topology.kubernetes.io/zone:DoNotSchedule when max skew 1 is exceeded for app in (web)",
+        "kubernetes.io/hostname:ScheduleAnyway when max skew 2 is exceeded for <none>",
+        "Host Ports:      10.0.0.1:8080/TCP, 8080/UDP",
+    ):
+        assert wanted in lines, wanted
+
+
+def test_a_gated_pod_says_so_in_its_row() -> None:
+    pod = stamped(o.Pod(kind="Pod"))
+    pod.status.conditions.add(type="PodScheduled", status="False", reason="SchedulingGated")
+    assert row_of(pod, NOW)[2] == "SchedulingGated"

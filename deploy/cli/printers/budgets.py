@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from shoal.deploy.cli.printers.lines import Lines, line, several
+from shoal.deploy.cli.printers.placement import selector_text
 from shoal.deploy.cli.printers.pods import conditions
-from shoal.deploy.cli.printers.scheduling import number, selector
+from shoal.deploy.cli.printers.scheduling import number
 from shoal.deploy.cli.printers.text import NONE
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -22,7 +23,7 @@ def budget_lines(obj: o.PodDisruptionBudget, now: float) -> Lines:
         yield line("Min Available", number(spec.minAvailable))
     if spec.HasField("maxUnavailable"):
         yield line("Max Unavailable", number(spec.maxUnavailable))
-    yield line("Selector", selector(spec))
+    yield line("Selector", selector_text(spec.selector, spec.HasField("selector")))
     yield line("Unhealthy Pods", spec.unhealthyPodEvictionPolicy or "IfHealthyBudget")
     yield line("Allowed", f"{status.disruptionsAllowed} disruptions")
     yield line("Healthy", f"{status.currentHealthy} of {status.expectedPods} pods, {status.desiredHealthy} desired")

@@ -26,6 +26,11 @@ def container_lines(container: o.Container, found: o.ContainerStatus | None, now
         f"{p.containerPort}/{p.protocol or 'TCP'}" + (f" ({p.name})" if p.name else "") for p in container.ports
     )
     yield line("Ports", ports or NONE, inner)
+    host = ", ".join(
+        f"{p.hostIP + ':' if p.hostIP else ''}{p.hostPort}/{p.protocol or 'TCP'}" for p in container.ports if p.hostPort
+    )
+    if host:
+        yield line("Host Ports", host, inner)
     for name, words in (("Command", container.command), ("Args", container.args)):
         if words:
             yield line(name, " ".join(words), inner)

@@ -7,6 +7,7 @@ from typing import Any
 
 from shoal.deploy.cli.printers import budgets, status, storage
 from shoal.deploy.cli.printers.lines import Lines, line, rows, several, since
+from shoal.deploy.cli.printers.placement import placement_lines
 from shoal.deploy.cli.printers.pods import conditions, last_death, pod_lines, spec_lines
 from shoal.deploy.cli.printers.tables import event_time
 from shoal.deploy.cli.printers.text import NONE, age, clean, size
@@ -73,6 +74,7 @@ def _template(template: o.PodTemplateSpec, now: float) -> Lines:
     yield "Pod Template:"
     yield from several("Labels", template.metadata.labels, 2)
     yield from spec_lines(template.spec, None, now, 2)
+    yield from placement_lines(template.spec, 2)
 
 
 # ---- nodes ----

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from shoal.deploy.cli.printers import status
 from shoal.deploy.cli.printers.containers import container_lines, volume_text
-from shoal.deploy.cli.printers.lines import Lines, line, rows, several
+from shoal.deploy.cli.printers.lines import Lines, line, rows
+from shoal.deploy.cli.printers.placement import placement_lines
 from shoal.deploy.cli.printers.reasons import why_not_ready
 from shoal.deploy.cli.printers.text import NONE, age
 from shoal.proto.v1 import objects_pb2 as o
@@ -16,6 +17,8 @@ from shoal.proto.walker import format_time
 def pod_lines(pod: o.Pod, now: float) -> Lines:
     s = pod.status
     yield line("Node", pod.spec.nodeName + (f"/{s.hostIP}" if s.hostIP else "") if pod.spec.nodeName else NONE)
+    if s.nominatedNodeName:
+        yield line("Nominated Node", s.nominatedNodeName)
     if s.HasField("startTime"):
         yield line("Start Time", format_time(s.startTime.seconds))
     yield line("Status", status.pod_status(pod))
@@ -31,8 +34,7 @@ def pod_lines(pod: o.Pod, now: float) -> Lines:
     yield line("QoS Class", s.qosClass or NONE)
     yield line("Restart Policy", pod.spec.restartPolicy)
     yield line("Grace Period", f"{pod.spec.terminationGracePeriodSeconds}s")
-    yield from several("Node-Selectors", pod.spec.nodeSelector)
-    yield from _tolerations(pod.spec)
+    yield from placement_lines(pod.spec)
 
 
 def spec_lines(spec: o.PodSpec, status: o.PodStatus | None, now: float, indent: int = 0) -> Lines:
@@ -65,13 +67,3 @@ def conditions(conditions: Sequence[o.Condition], now: float) -> Lines:
         since = age(now - c.lastTransitionTime.seconds) if c.lastTransitionTime.seconds else NONE
         found.append([c.type, c.status, since, c.reason, c.message])
     yield from rows("Conditions", found)
-
-
-def _tolerations(spec: o.PodSpec) -> Lines:
-    texts = []
-    for t in spec.tolerations:
-        text = f"{t.key}={t.value}" if t.value else t.key or "every taint"
-        text += f":{t.effect}" if t.effect else ""
-        text += " op=Exists" if t.operator == "Exists" and t.key else ""
-        texts.append(text + (f" for {t.tolerationSeconds}s" if t.HasField("tolerationSeconds") else ""))
-    yield line("Tolerations", "; ".join(texts) or NONE)

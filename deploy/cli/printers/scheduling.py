@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shoal.deploy.cli.printers.placement import selector_text
 from shoal.deploy.cli.printers.text import NONE, created_age
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -17,7 +18,12 @@ def budget_row(obj: o.PodDisruptionBudget, now: float) -> list[str]:
     spec, status = obj.spec, obj.status
     least = number(spec.minAvailable) if spec.HasField("minAvailable") else NOT_SET
     most = number(spec.maxUnavailable) if spec.HasField("maxUnavailable") else NOT_SET
-    wide = [str(status.currentHealthy), str(status.desiredHealthy), str(status.expectedPods), selector(spec)]
+    wide = [
+        str(status.currentHealthy),
+        str(status.desiredHealthy),
+        str(status.expectedPods),
+        selector_text(spec.selector, spec.HasField("selector")),
+    ]
     return [obj.metadata.name, least, most, str(status.disruptionsAllowed), created_age(obj, now), *wide]
 
 
@@ -30,14 +36,3 @@ def group_row(obj: o.PodGroup, now: float) -> list[str]:
 
 def number(value: o.IntOrString) -> str:
     return value.text if value.WhichOneof("value") == "text" else str(value.number)
-
-
-def selector(spec: o.PodDisruptionBudgetSpec) -> str:
-    """As -l writes it; no selector selects no pod, an empty one all."""
-    if not spec.HasField("selector"):
-        return NONE
-    terms = [f"{key}={value}" for key, value in sorted(spec.selector.matchLabels.items())]
-    for rule in spec.selector.matchExpressions:
-        values = f" ({','.join(rule.values)})" if rule.values else ""
-        terms.append(f"{rule.key} {rule.operator.lower()}{values}")
-    return ",".join(terms) or "<all>"

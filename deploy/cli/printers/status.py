@@ -18,6 +18,9 @@ def is_true(conditions: Iterable[o.Condition], kind: str) -> bool:
     return found is not None and found.status == "True"
 
 
+GATED = "SchedulingGated"  # the reason of a pod whose scheduling gates hold it back
+
+
 def pod_status(pod: o.Pod) -> str:
     """kubectl's STATUS column."""
     status = pod.status
@@ -29,7 +32,8 @@ def pod_status(pod: o.Pod) -> str:
 
 def _running_word(status: o.PodStatus) -> str:
     """What the app's containers are at."""
-    word = status.reason or status.phase or "Unknown"
+    gated = any(c.type == "PodScheduled" and c.reason == GATED for c in status.conditions)
+    word = status.reason or (GATED if gated else status.phase) or "Unknown"
     running = False
     for container in reversed(status.containerStatuses):
         state = container.state
