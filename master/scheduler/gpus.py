@@ -7,7 +7,7 @@ typical ones could not use ("Beware of Fragmentation", USENIX ATC 2023, section 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -22,7 +22,8 @@ WHOLE = 1000  # milli of one device
 COVER_PERCENT = 95  # of the pods, by the most popular shapes: the paper's typical pods
 TYPICAL_LIMIT = 128  # shapes; each costs a comparison per node that is scored
 RENEWAL = 8  # the typical shapes are made anew when an eighth of the pods has changed
-QUANTUM = 40  # milli of added fragmentation that count as the same
+QUANTUM = 40  # milli of added waste that count as the same
+EIGHTHS = 8
 CHUNK = 4096  # nodes looked at together: bounds the memory
 CPU_STEP = 1 << 20  # above any node's milli-CPU; more counts as this much
 GPU_STEP = 1 << 16  # above any node's milli-GPU
@@ -179,22 +180,48 @@ def fragmentation(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Int
     """`int64[N]`: the unusable milli-GPU of each node, summed over the typical pods by weight (divide by `total` for
     the expectation). What is left is unusable for a pod that the node cannot take, and otherwise on the devices with
     less than the pod asks of one. `access` is `bool[P, N]`: where each of `places` lets a pod go."""
-    parts = [
-        _fragmentation(typical, left[at : at + CHUNK], cpu[at : at + CHUNK], access[:, at : at + CHUNK])
-        for at in range(0, len(left), CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    return _by_chunks(_fragmentation, typical, left, cpu, access)
+
+
+def waste(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Ints:
+    """`int64[N]`, in eighths: seven of the fragmentation, and one of what would stay unused if the node were filled
+    with pods of the typical shape alone, as many as its devices and its CPU take."""
+    return _by_chunks(_waste, typical, left, cpu, access)
+
+
+def _by_chunks(
+    amount: Callable[[Typical, Ints, Ints, Bools], Ints], typical: Typical, left: Ints, cpu: Ints, access: Bools
+) -> Ints:
+    starts = range(0, max(len(left), 1), CHUNK)
+    ends = [slice(at, at + CHUNK) for at in starts]
+    return np.concatenate([amount(typical, left[rows], cpu[rows], access[:, rows]) for rows in ends])
+
+
+def _taking(typical: Typical, able: Bools, cpu: Ints, access: Bools) -> Bools:
+    """bool[N, T]: the node can take a pod of the shape; `able` is bool[N, G, S]: the device has that size left."""
+    takes: Bools = np.count_nonzero(able, axis=1)[:, typical.size] >= typical.number
+    takes &= cpu[:, None] >= typical.cpu
+    takes &= access[typical.place].T
+    return takes
 
 
 def _fragmentation(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Ints:
-    able = left[:, :, None] >= typical.sizes  # node, device, size
-    number = np.count_nonzero(able, axis=1)
+    able = left[:, :, None] >= typical.sizes
     usable = np.einsum("ng,ngs->ns", left, able)
-    takes = number[:, typical.size] >= typical.number
-    takes &= cpu[:, None] >= typical.cpu
-    takes &= access[typical.place].T
-    used = np.where(takes, usable[:, typical.size], 0) @ typical.weight
+    used = np.where(_taking(typical, able, cpu, access), usable[:, typical.size], 0) @ typical.weight
     result: Ints = left.sum(axis=1) * typical.total - used
+    return result
+
+
+def _waste(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Ints:
+    able = left[:, :, None] >= typical.sizes
+    takes = _taking(typical, able, cpu, access)
+    usable = np.einsum("ng,ngs->ns", left, able)[:, typical.size]
+    slots = (np.maximum(left, 0)[:, :, None] // typical.sizes).sum(axis=1)[:, typical.size] // typical.number
+    by_cpu = np.where(typical.cpu > 0, cpu[:, None] // np.maximum(typical.cpu, 1), slots)
+    filled = np.minimum(slots, by_cpu) * (typical.sizes[typical.size] * typical.number)
+    used = np.where(takes, (EIGHTHS - 1) * usable + filled, 0) @ typical.weight
+    result: Ints = left.sum(axis=1) * (typical.total * EIGHTHS) - used
     return result
 
 
@@ -206,14 +233,14 @@ def idle(left: Ints) -> Floats:
 
 def packing(typical: Typical, cpu_wanted: int, want: Want, left: Ints, cpu: Ints, access: Bools) -> Floats:
     """`float64[N]`, the higher the better, meant for nodes that fit: minus the steps of 40 milli by which a pod's
-    placement makes the node's fragmentation grow; as fractions of a step the GPU and then the CPU that is left, so
+    placement makes the node's waste grow; as fractions of a step the GPU and then the CPU that is left, so
     that among equals the fullest node is best. Exact: a whole number below 2^48 over 2^36."""
     growth = np.zeros(len(left), dtype=np.int64)
     if typical.total:
         both = np.concatenate([left, after(left, want)])
         spare = np.concatenate([cpu, cpu - cpu_wanted])
-        amounts = fragmentation(typical, both, spare, np.concatenate([access, access], axis=1))
-        growth = (amounts[len(left) :] - amounts[: len(left)]) // (QUANTUM * typical.total)
+        amounts = waste(typical, both, spare, np.concatenate([access, access], axis=1))
+        growth = (amounts[len(left) :] - amounts[: len(left)]) // (QUANTUM * EIGHTHS * typical.total)
     unused = np.minimum(left.sum(axis=1), GPU_STEP - 1)
     spare = np.clip(cpu, 0, CPU_STEP - 1)
     value: Floats = -((growth * GPU_STEP + unused) * CPU_STEP + spare) / (GPU_STEP * CPU_STEP)

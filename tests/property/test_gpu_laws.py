@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 import numpy as np
@@ -73,6 +72,20 @@ def unusable(devices: list[int], cpu: int, allowed: dict[str, bool], pods: list[
     return total
 
 
+def wasted(devices: list[int], cpu: int, allowed: dict[str, bool], pods: list[tuple[Shape, int]]) -> int:
+    """In eighths: seven of what is unusable, one of what is left when pods of the shape have filled the node."""
+    total = 7 * unusable(devices, cpu, allowed, pods)
+    for shape, weight in pods:
+        rest, spare = list(devices), cpu
+        assert isinstance(shape.where, str)
+        while allowed[shape.where] and spare >= shape.cpu and takes(rest, shape.want):
+            spare -= shape.cpu
+            for index in chosen(rest, shape.want):
+                rest[index] -= shape.want.milli
+        total += weight * sum(rest)
+    return total
+
+
 @given(tables(), WANTS)
 def test_same_nodes_same_devices(table: tuple[gpus.Ints, gpus.Ints, list[list[bool]]], want: Want) -> None:
     left = table[0]
@@ -110,8 +123,9 @@ def test_same_scores(
         rest = list(devices)
         for index in chosen(devices, want):
             rest[index] -= want.milli
-        growth = unusable(rest, int(cpu[node]) - cpu_wanted, allowed, pods) - before
-        steps = math.floor(growth / (QUANTUM * sum(n for _, n in pods))) if pods else 0
+        growth = wasted(rest, int(cpu[node]) - cpu_wanted, allowed, pods)
+        growth -= wasted(devices, int(cpu[node]), allowed, pods)
+        steps = growth // (QUANTUM * 8 * sum(n for _, n in pods)) if pods else 0
         assert value[node] == -(steps + sum(devices) / 2**16 + min(int(cpu[node]), 2**20 - 1) / 2**36)
 
 

@@ -73,12 +73,24 @@ def unusable(typical: Typical, node: Node, free: Sequence[int], cpu: int) -> int
     return total
 
 
+def wasted(typical: Typical, node: Node, free: Sequence[int], cpu: int) -> int:
+    """In eighths: seven of what typical pods could not use, one of what would be left if they filled the node."""
+    total = 7 * unusable(typical, node, free, cpu)
+    for shape, number in typical.shapes:
+        total += number * sum(free)
+        if lets_in(shape.what, node) and cpu >= shape.cpu:
+            fit = sum(max(amount, 0) // shape.milli for amount in free) // shape.number
+            fit = min(fit, cpu // shape.cpu) if shape.cpu else fit
+            total -= number * fit * shape.milli * shape.number
+    return total
+
+
 def packing(typical: Typical, node: Node, free: Sequence[int], cpu: int, what: PodClass) -> float:
-    """Minus the steps of 40 milli by which fragmentation grows, then the milli and the milli-CPU that are left."""
+    """Minus the steps of 40 milli by which the waste grows, then the milli and the milli-CPU that are left."""
     taken = choose(list(free), what)
     assert taken is not None
     rest = [amount - (what.gpu_milli or WHOLE) if i in taken else amount for i, amount in enumerate(free)]
-    before = unusable(typical, node, free, cpu)
-    growth = unusable(typical, node, rest, cpu - dict(what.requests).get("cpu", 0)) - before
-    steps = growth // (40 * sum(n for _, n in typical.shapes)) if typical.shapes else 0
+    before = wasted(typical, node, free, cpu)
+    growth = wasted(typical, node, rest, cpu - dict(what.requests).get("cpu", 0)) - before
+    steps = growth // (40 * 8 * sum(n for _, n in typical.shapes)) if typical.shapes else 0
     return -((steps * 2**16 + min(sum(free), 2**16 - 1)) * 2**20 + min(max(cpu, 0), 2**20 - 1)) / 2**36
