@@ -326,8 +326,13 @@ def large_case(seed: int) -> Case:
     cluster.spaces = {"default": {}, "other": {"team": "red"}, "third": {"team": "blue"}}
     queue: list[Pod] = []
     for _ in range(rng.choice([1, 2, 3])):
-        what = maker.what()
-        for _ in range(rng.choice([5, 40, 120, 250])):
+        what, number = maker.what(), rng.choice([5, 40, 120, 250])
+        if maker.chance("gangs"):
+            cluster.groups["default", f"g{len(queue)}"] = Group(
+                rng.choice([4, number // 2]), rng.choice(["", RACK, ZONE])
+            )
+            what = joined(what, "default", f"g{len(queue)}")
+        for _ in range(number):
             queue.append(Pod(f"q{len(queue):03}", what, len(queue)))
     return Case(seed, on, cluster, queue)
 
