@@ -35,12 +35,13 @@ def pod_keys(view: View, event: Event) -> Iterable[Key]:
     """The budgets of a pod that came, went, or is healthy or not otherwise than before."""
     if next(iter(_budgets(view, event.key.namespace)), None) is None:
         return ()
+    budgets = list(_budgets(view, event.key.namespace))
+    if not budgets:
+        return ()
     pods = [r.message for r in (event.old, event.new) if r is not None and isinstance(r.message, o.Pod)]
     if len(pods) == 2 and _counts(pods[0]) == _counts(pods[1]):
         return ()
-    return [
-        key_of(budget) for budget in _budgets(view, event.key.namespace) if any(selects(budget, pod) for pod in pods)
-    ]
+    return [key_of(budget) for budget in budgets if any(selects(budget, pod) for pod in pods)]
 
 
 def owner_keys(view: View, event: Event) -> Iterable[Key]:
