@@ -68,6 +68,13 @@ class PodClass:
     def __hash__(self) -> int:
         return self._hash
 
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, PodClass) or self._hash != other._hash:
+            return False
+        return all(getattr(self, name) == getattr(other, name) for name in COMPARED)
+
 
 COMPARED = tuple(one.name for one in fields(PodClass) if one.compare)
 

@@ -73,10 +73,11 @@ class Scheduler:
         now = (snapshot.epoch, snapshot.counts.version, len(snapshot.resources))
         if snapshot is not self._snapshot or now != self._made_for or len(self._frames) >= FRAMES_LIMIT:
             self._frames, self._snapshot, self._made_for = {}, snapshot, now
+        state = snapshot.counts.state(pods)
         found = self._frames.get(pods)
         if found is None:
-            found = self._frames[pods] = frame(snapshot, pods, self.profiles.get(pods.profile))
-        found.state = snapshot.counts.state(pods)  # idle ones are forgotten now and then
+            found = self._frames[pods] = frame(snapshot, pods, self.profiles.get(pods.profile), state)
+        found.state = state  # idle ones are forgotten now and then
         return found
 
     def schedule(self, snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:

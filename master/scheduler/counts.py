@@ -6,7 +6,8 @@ dropped and made again. The reverse list tells which terms of held pods mean the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -90,7 +91,7 @@ class Counts:
     def __init__(self) -> None:
         self.spaces: dict[str, dict[str, str]] = {}  # labels of namespaces
         self._states: dict[PodClass, ClassState] = {}
-        self._by_space: dict[str, dict[ClassState, None]] = {}
+        self._alike: dict[Bucket, dict[ClassState, None]] = {}  # by namespace and each label; ("", "") for all there
         self._by_group: dict[tuple[str, str], dict[ClassState, None]] = {}
         self._counts: dict[tuple[PodMatch, ...], MatchCount] = {}
         self._bearers: dict[tuple[bool, int, PodTerm], Bearer] = {}
@@ -98,6 +99,7 @@ class Counts:
         self._borne: dict[Bucket, list[Bearer]] = {}
         self.version = 0  # grows with every change of a namespace's labels
         self._size = 0  # nodes
+        self._limit = 2 * IDLE_LIMIT  # classes, before idle ones are forgotten
 
     def clone(self) -> Counts:
         made = Counts()
@@ -113,10 +115,12 @@ class Counts:
     def state(self, pods: PodClass) -> ClassState:
         found = self._states.get(pods)
         if found is None:
-            if len(self._states) >= 2 * IDLE_LIMIT:
+            if len(self._states) >= self._limit:
                 self._forget_idle()
+                self._limit = 2 * max(IDLE_LIMIT, len(self._states))
             found = self._states[pods] = ClassState(pods, dict(pods.labels))
-            self._by_space.setdefault(pods.namespace, {})[found] = None
+            for bucket in _places(found):
+                self._alike.setdefault(bucket, {})[found] = None
             if pods.group:
                 self._by_group.setdefault((pods.namespace, pods.group), {})[found] = None
             self._link(found)
@@ -126,7 +130,10 @@ class Counts:
         for pods, state in list(self._states.items()):
             if not state.on:
                 del self._states[pods]
-                del self._by_space[pods.namespace][state]
+                for bucket in _places(state):
+                    del self._alike[bucket][state]
+                    if not self._alike[bucket]:
+                        del self._alike[bucket]
                 self._leave_group(state)
                 self._unlist(state)
 
@@ -154,7 +161,7 @@ class Counts:
     def _states_for(self, match: PodMatch) -> Iterable[ClassState]:
         if match.spaces is not None:
             return list(self._states.values())
-        return [state for space in match.namespaces for state in self._by_space.get(space, ())]
+        return [state for bucket in buckets(match) for state in self._alike.get(bucket, ())]
 
     # ---- pods ----
     def add(self, state: ClassState, node: str, row: int | None, sign: int, leaving: bool) -> None:
@@ -171,11 +178,9 @@ class Counts:
             if leaving:
                 found.counts[1, row] += sign
 
-    def add_many(self, state: ClassState, nodes: Iterable[str], rows: Ints, numbers: Ints) -> None:
+    def add_many(self, state: ClassState, nodes: Sequence[str], rows: Ints, numbers: Ints) -> None:
         """One pod more on each of `nodes`; `rows` are distinct, with their numbers of pods. None is leaving."""
-        on = state.on
-        for node in nodes:
-            on[node] = on.get(node, 0) + 1
+        count_up(state.on, nodes)
         if not state.bears:
             self._list(state)
         for found in self._live(state):
@@ -272,7 +277,7 @@ class Counts:
         for matches in list(self._counts):
             if any(match.spaces is not None for match in matches):
                 self._drop(matches)
-        for state in list(self._by_space.get(name, ())):
+        for state in list(self._alike.get((name, "", ""), ())):
             self._link(state)
         return True
 
@@ -306,6 +311,21 @@ def _looked_up(table: Mapping[Bucket, list[Item]], state: ClassState) -> list[It
         for key, value in state.pods.labels:
             found += table.get((space, key, value), ())
     return found
+
+
+def _places(state: ClassState) -> list[Bucket]:
+    space = state.pods.namespace
+    return [(space, "", ""), *((space, key, value) for key, value in state.pods.labels)]
+
+
+def count_up(on: dict[str, int], nodes: Sequence[str]) -> None:
+    """One more for each of the nodes."""
+    more = Counter(nodes)
+    if on.keys().isdisjoint(more):
+        on.update(more)
+        return
+    for node, number in more.items():
+        on[node] = on.get(node, 0) + number
 
 
 def _bump(table: dict[str, int], key: str, by: int) -> None:

@@ -92,7 +92,7 @@ class Frame:
     packed: Packed | None = None
 
 
-def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None) -> Frame:
+def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None, state: ClassState) -> Frame:
     inside = selected(snapshot, pods)
     mask = snapshot.ready if inside is None else snapshot.ready & inside
     hard, soft = taints_against(snapshot, pods)
@@ -102,7 +102,7 @@ def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None) -> Frame:
     known = [(row, amount) for row, amount in rows if row is not None]
     return Frame(
         pods,
-        snapshot.counts.state(pods),
+        state,
         profile,
         mask,
         inside,
@@ -111,7 +111,7 @@ def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None) -> Frame:
         np.array(pods.load, dtype=np.float64)[:, None],
         known if len(known) == len(rows) else None,
         gpus.Want.of(pods.gpu_milli, pods.gpu_count),
-        None if mask.all() else ~mask,
+        snapshot.unready if mask is snapshot.ready else ~mask,
         not (pods.affinity or pods.anti_affinity or pods.preferred_pods or pods.spread or pods.ports or pods.claims)
         and not (pods.gpu_milli or pods.gpu_count),
         None,

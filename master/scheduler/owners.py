@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from shoal.master.scheduler.counts import count_up
 from shoal.master.scheduler.nodes import Ints
 
 Floats = npt.NDArray[np.float64]
@@ -42,11 +43,9 @@ class Owners:
         if row is not None and (dense := self._dense.get(owner)) is not None:
             dense[row] += sign
 
-    def add_many(self, owner: str, nodes: Iterable[str], rows: Ints, numbers: Ints) -> None:
+    def add_many(self, owner: str, nodes: Sequence[str], rows: Ints, numbers: Ints) -> None:
         """One pod more on each of `nodes`; `rows` are distinct, with their numbers of pods."""
-        on = self._on.setdefault(owner, {})
-        for node in nodes:
-            on[node] = on.get(node, 0) + 1
+        count_up(self._on.setdefault(owner, {}), nodes)
         if (dense := self._dense.get(owner)) is not None:
             dense[rows] += numbers
 

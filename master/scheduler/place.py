@@ -258,48 +258,47 @@ class Listed:
             kept.append(some)
         return Listed(np.sort(np.concatenate(kept)), value, row)
 
-    def sure(self, found: Items, slots: Ints) -> list[bool]:
+    def sure(self, found: Items, slots: Ints) -> Bools:
         """For each item whether nothing that is not listed comes before it."""
         if self.value is None or self.row is None:
-            sure = np.ones(found.rows.size, dtype=np.bool_)
+            sure: Bools = np.ones(found.rows.size, dtype=np.bool_)
         else:
             last, last_row = self.value[slots], self.row[slots]
             sure = (found.least > last) | ((found.least == last) & (found.rows <= last_row))
         sure[found.deep :] = False
-        flags: list[bool] = sure.tolist()
-        return flags
+        return sure
 
 
 def level(scope: Scope, counts: Ints, found: Items, listed: Listed, number: int) -> list[int] | None:
     """Takes the best of the open domains' next items; None when items that are not listed may be needed."""
     slots = scope.domains.slots[found.rows]
-    grouped = np.argsort(slots, kind="stable")
-    names, starts = np.unique(slots[grouped], return_index=True)
-    lists = {
-        int(name): part[::-1].tolist()  # the next is last
-        for name, part in zip(names, np.split(grouped, starts[1:]), strict=True)
-    }
-    sure, partial = listed.sure(found, slots), found.deep < UNBOUNDED or listed.value is not None
-    value, rows = (-found.value).tolist(), found.rows.tolist()
+    grouped = np.argsort(slots if scope.domains.size > ZONES_LIMIT else slots.astype(np.int16), kind="stable")
+    value, rows = (-found.value[grouped]).tolist(), found.rows[grouped].tolist()
+    sure = listed.sure(found, slots)[grouped].tolist()
+    held = np.bincount(slots, minlength=scope.domains.size)
+    ends: list[int] = np.cumsum(held).tolist()
+    cut = held > 0 if found.deep < UNBOUNDED else np.zeros(held.size, dtype=np.bool_)
+    partial = (cut if listed.value is None else cut | (listed.value > NOWHERE)).tolist()
+    ahead = [0, *ends]  # the next item of each domain
     low = Lowest.of(scope, counts)
     number_of: list[int] = counts.tolist()
     slack = scope.rule.max_skew - 1
     heap: list[tuple[float, int, int]] = []
     closed: dict[int, list[int]] = {}
     chosen: list[int] = []
-    todo = list(lists)
+    todo = np.flatnonzero(scope.places).tolist()
     while True:
         for zone in todo:
             if number_of[zone] > low.value + slack:
                 closed.setdefault(number_of[zone], []).append(zone)
                 continue
-            ahead = lists[zone]
-            if ahead:
-                if not sure[ahead[-1]]:
+            item = ahead[zone]
+            if item < ends[zone]:
+                if not sure[item]:
                     return None
-                item = ahead.pop()
+                ahead[zone] = item + 1
                 heapq.heappush(heap, (value[item], rows[item], zone))
-            elif partial:
+            elif partial[zone]:
                 return None
         if not heap or len(chosen) == number:
             return chosen
@@ -369,7 +368,7 @@ def few(snapshot: Snapshot, known: Frame, profile: Profile, batch: Sequence[Wait
             continue
         one = batch[len(placed)]
         name = snapshot.names[row]
-        snapshot.commit(one.uid, Hold(name, known.pods, (), one.key, False, False, one.arrival))
+        snapshot.commit(one.uid, Hold(name, known.pods, (), one.key, False, False, one.arrival), known.state)
         placed.append(name)
         if len(placed) < len(batch):
             if raw.siblings is None and known.pods.owner and profile.siblings:
@@ -380,7 +379,10 @@ def few(snapshot: Snapshot, known: Frame, profile: Profile, batch: Sequence[Wait
 
 def _has_room(snapshot: Snapshot, known: Frame, row: int) -> bool:
     left = snapshot.left
-    return all(left.item(resource, row) >= amount for resource, amount in known.demand or ())
+    for resource, amount in known.demand or ():
+        if left.item(resource, row) < amount:
+            return False
+    return True
 
 
 def place(snapshot: Snapshot, known: Frame, batch: Sequence[Waiting]) -> list[str]:
@@ -394,7 +396,7 @@ def place(snapshot: Snapshot, known: Frame, batch: Sequence[Waiting]) -> list[st
     while len(placed) < len(batch):
         how = bonds(snapshot, known, profile)
         rest = batch[len(placed) :]
-        if how.steps:
+        if how.steps or (how.zone is not None and len(rest) == 1):
             row = step(snapshot, known, profile)
             rows = [row] if row >= 0 else []
         else:

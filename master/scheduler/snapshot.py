@@ -109,6 +109,7 @@ class Snapshot:
         self.room: Floats = np.zeros((2, nodes), dtype=np.float64)
         self.size: Floats = np.ones((2, nodes), dtype=np.float64)
         self.ready: Bools = np.zeros(nodes, dtype=np.bool_)
+        self.unready: Bools | None = None  # the others; None when there are none
         self.gpu_left: Ints = np.zeros((nodes, 0), dtype=np.int64)
         self.scratch: Floats = np.zeros((4, nodes), dtype=np.float64)  # for whoever needs room for a moment
 
@@ -126,6 +127,7 @@ class Snapshot:
         made._empty_tables(len(self))
         for table in ("alloc", "left", "load", "room", "size", "ready", "gpu_left"):
             setattr(made, table, getattr(self, table).copy())
+        made.unready = self.unready
         return made
 
     # ---- what it says ----
@@ -268,14 +270,14 @@ class Snapshot:
         return Hold(pod.spec.nodeName, self._classes.of(pod), devices_of(pod), key, leaving, False, arrival)
 
     # ---- what pods take ----
-    def commit(self, uid: str, hold: Hold) -> None:
-        """The pod takes its part of the node, known or not yet known."""
+    def commit(self, uid: str, hold: Hold, state: ClassState | None = None) -> None:
+        """The pod takes its part of the node, known or not yet known; `state` is its class's, when that is at hand."""
         assert uid not in self._holds, f"pod {uid} is placed twice"
         self._holds[uid] = hold
         self._by_node.setdefault(hold.node, {})[uid] = hold
         if hold.nominated:
             self.nominated.add(uid)
-        self._count(uid, hold, 1)
+        self._count(uid, hold, 1, state)
 
     def undo(self, uid: str) -> bool:
         """Gives back what the pod took; False when it took nothing."""
@@ -290,10 +292,10 @@ class Snapshot:
         self._count(uid, hold, -1)
         return True
 
-    def _count(self, uid: str, hold: Hold, sign: int) -> None:
+    def _count(self, uid: str, hold: Hold, sign: int, state: ClassState | None = None) -> None:
         node, pods = hold.node, hold.pods
         index = self.nodes.row.get(node)
-        state = self.counts.state(pods)
+        state = state or self.counts.state(pods)
         self.counts.add(state, node, index, sign, hold.leaving)
         if pods.owner:
             self.owners.add(pods.owner, node, index, sign)
@@ -317,11 +319,13 @@ class Snapshot:
         self.gpu_left[index, there] -= sign * milli
 
     def _use(self, state: ClassState, index: int, sign: int) -> None:
-        for resource, amount in self.demand(state):
-            self.left[resource, index] -= sign * amount
+        demand, left = self.demand(state), self.left  # in this order: a new resource replaces the table
+        for resource, amount in demand:
+            left[resource, index] -= sign * amount
         for resource, amount in enumerate(state.pods.load):
-            self.load[resource, index] += sign * amount
-            self.room[resource, index] = self.alloc[resource, index] - self.load[resource, index]
+            load = self.load.item(resource, index) + sign * amount
+            self.load[resource, index] = load
+            self.room[resource, index] = self.alloc.item(resource, index) - load
         self._touch((index,))
 
     def _touch(self, rows: Iterable[int]) -> None:
@@ -350,18 +354,17 @@ class Snapshot:
                 self.commit(uid, hold)
             return
         state = self.counts.state(hold_list[0].pods)
-        by_node, held = self._by_node, self._holds
-        for uid, hold in zip(uids, hold_list, strict=True):
-            assert uid not in held, f"pod {uid} is placed twice"
-            held[uid] = hold
-            node = hold.node
+        assert self._holds.keys().isdisjoint(uids), "a pod is placed twice"
+        self._holds.update(zip(uids, hold_list, strict=True))
+        by_node = self._by_node
+        nodes = [hold.node for hold in hold_list]
+        for node, uid, hold in zip(nodes, uids, hold_list, strict=True):
             there = by_node.get(node)
             if there is None:
                 by_node[node] = {uid: hold}
             else:
                 there[uid] = hold
         distinct, numbers = np.unique(np.array(rows, dtype=np.int64), return_counts=True)
-        nodes = [hold.node for hold in hold_list]
         self.counts.add_many(state, nodes, distinct, numbers)
         if state.pods.owner:
             self.owners.add_many(state.pods.owner, nodes, distinct, numbers)
@@ -391,6 +394,8 @@ class Snapshot:
         for name, facts in real.items():
             if facts is not None:
                 self._set_row(self.row[name], facts)
+        if real:
+            self.unready = None if self.ready.all() else ~self.ready
         return bool(real)
 
     def _reshape(self, before: Mapping[str, int]) -> None:
