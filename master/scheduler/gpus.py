@@ -232,16 +232,20 @@ def idle(left: Ints) -> Floats:
 
 
 def packing(typical: Typical, cpu_wanted: int, want: Want, left: Ints, cpu: Ints, access: Bools) -> Floats:
-    """`float64[N]`, the higher the better, meant for nodes that fit: minus the steps of 40 milli by which a pod's
-    placement makes the node's waste grow; as fractions of a step the GPU and then the CPU that is left, so
-    that among equals the fullest node is best. Exact: a whole number below 2^48 over 2^36."""
-    growth = np.zeros(len(left), dtype=np.int64)
-    if typical.total:
+    """`float64[N]`, the higher the better: minus the steps of 40 milli by which a pod's placement makes the node's
+    waste grow; as fractions of a step the GPU and then the CPU that is left, so that among equals the fullest node is
+    best. Exact: a whole number below 2^48 over 2^36. 0 where the pod does not fit."""
+    value = np.zeros(len(left), dtype=np.float64)
+    room = fits(left, want)
+    rows = np.flatnonzero(room & (cpu >= cpu_wanted) if cpu_wanted else room)
+    left, cpu, access = left[rows], cpu[rows], access[:, rows]
+    growth = np.zeros(len(rows), dtype=np.int64)
+    if typical.total and len(rows):
         both = np.concatenate([left, after(left, want)])
         spare = np.concatenate([cpu, cpu - cpu_wanted])
         amounts = waste(typical, both, spare, np.concatenate([access, access], axis=1))
         growth = (amounts[len(left) :] - amounts[: len(left)]) // (QUANTUM * EIGHTHS * typical.total)
     unused = np.minimum(left.sum(axis=1), GPU_STEP - 1)
     spare = np.clip(cpu, 0, CPU_STEP - 1)
-    value: Floats = -((growth * GPU_STEP + unused) * CPU_STEP + spare) / (GPU_STEP * CPU_STEP)
+    value[rows] = -((growth * GPU_STEP + unused) * CPU_STEP + spare) / (GPU_STEP * CPU_STEP)
     return value

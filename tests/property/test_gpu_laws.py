@@ -17,6 +17,7 @@ GPU_WANTS = st.one_of(
     st.integers(1, 5).map(lambda number: Want(WHOLE, number)),
 )
 WANTS = st.just(Want(0, 0)) | GPU_WANTS
+CPU_LEFT = st.sampled_from([-500, 0, 100, 4000, 8000, 64000, 2_000_000])  # negative: more is bound than there is
 CPU = st.sampled_from([0, 100, 4000, 8000, 64000, 2_000_000])
 PLACES = ("", "a100", "t4")
 
@@ -26,7 +27,7 @@ def tables(draw: st.DrawFn) -> tuple[gpus.Ints, gpus.Ints, list[list[bool]]]:
     """Devices left, CPU left, and by node which of PLACES it belongs to."""
     width = draw(st.integers(1, 5))
     nodes = draw(st.lists(st.lists(MILLI, min_size=width, max_size=width), min_size=1, max_size=8))
-    cpu = draw(st.lists(CPU, min_size=len(nodes), max_size=len(nodes)))
+    cpu = draw(st.lists(CPU_LEFT, min_size=len(nodes), max_size=len(nodes)))
     inside = draw(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=len(nodes), max_size=len(nodes)))
     return np.array(nodes, dtype=np.int64), np.array(cpu, dtype=np.int64), inside
 
@@ -114,19 +115,23 @@ def test_same_scores(
     typical = Typical.of(seen)
     pods = popular(seen)
     access = np.array([[row[PLACES.index(str(place))] for row in inside] for place in typical.places], dtype=np.bool_)
+    access = access.reshape(len(typical.places), len(left))
     value = gpus.packing(typical, cpu_wanted, want, left, cpu, access)
     amounts = gpus.fragmentation(typical, left, cpu, access) if pods else np.zeros(len(left))
-    for node in np.flatnonzero(gpus.fits(left, want)).tolist():
-        devices, allowed = left[node].tolist(), dict(zip(PLACES, inside[node], strict=True))
+    for node, devices in enumerate(left.tolist()):
+        allowed = dict(zip(PLACES, inside[node], strict=True))
         before = unusable(devices, int(cpu[node]), allowed, pods)
         assert amounts[node] == before
+        if 0 < cpu_wanted > cpu[node] or not takes(devices, want):
+            assert value[node] == 0
+            continue
         rest = list(devices)
         for index in chosen(devices, want):
             rest[index] -= want.milli
         growth = wasted(rest, int(cpu[node]) - cpu_wanted, allowed, pods)
         growth -= wasted(devices, int(cpu[node]), allowed, pods)
         steps = growth // (QUANTUM * 8 * sum(n for _, n in pods)) if pods else 0
-        assert value[node] == -(steps + sum(devices) / 2**16 + min(int(cpu[node]), 2**20 - 1) / 2**36)
+        assert value[node] == -(steps + sum(devices) / 2**16 + min(max(int(cpu[node]), 0), 2**20 - 1) / 2**36)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.builds(Shape, CPU, GPU_WANTS, st.sampled_from(PLACES))), max_size=60))
