@@ -314,7 +314,8 @@ class Snapshot:
 
     def _use_devices(self, hold: Hold, index: int, sign: int) -> None:
         """Devices that the node does not have (any more) are not counted."""
-        there = [device for device in hold.devices if device < self.gpu_left.shape[1]]
+        number = min(self.nodes.facts[hold.node].alloc.get(GPU, 0), self.gpu_left.shape[1])
+        there = [device for device in hold.devices if device < number]
         milli = Want.of(hold.pods.gpu_milli, hold.pods.gpu_count).milli
         self.gpu_left[index, there] -= sign * milli
 

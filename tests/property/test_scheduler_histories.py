@@ -13,7 +13,7 @@ from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.master.scheduler.scores import score_parts
 from shoal.master.scheduler.snapshot import Snapshot
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, case
+from tests.reference.generate import DECIDED, TOGETHER, Case, case
 from tests.reference.history import History
 from tests.reference.scheduler import schedule
 
@@ -22,8 +22,8 @@ SHARDS = 10
 STEPS = 25
 
 
-def live(seed: int, features: tuple[str, ...] = DECIDED) -> None:
-    made = case(seed, features)
+def live(made: Case) -> None:
+    seed = made.seed
     life, snapshot, scheduler = History.of(made), bridge.snapshot_of(made.cluster), Scheduler()
     for number in range(STEPS):
         what = f"seed {seed}, step {number}"
@@ -63,4 +63,10 @@ def same_as_new(life: History, snapshot: Snapshot, what: str) -> None:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_a_life_fed_in_steps(shard: int) -> None:
     for seed in range(shard, SEEDS, SHARDS):
-        live(seed)
+        live(case(seed, DECIDED))
+
+
+@pytest.mark.parametrize("features", TOGETHER, ids=" ".join)
+def test_a_life_of_few_features(features: tuple[str, ...]) -> None:
+    for seed in range(SEEDS // 10):
+        live(case(seed, features, all_of_them=True))
