@@ -109,7 +109,8 @@ class Intake:
             self._give_up(uid, news)
             self.queue.gate(uid)
         else:
-            self._waits(pod, event.key, record.created, news)
+            if uid not in self.queue.pods or not _same_needs(old, pod):
+                self._waits(pod, event.key, record.created, news)
 
     def _free(self, uid: str, news: News) -> None:
         """The snapshot takes it out itself."""
@@ -184,6 +185,14 @@ class Intake:
 
 
 _NOTHING = PodClass((), (), (), (0, 0), "")
+
+
+def _same_needs(old: object, new: o.Pod) -> bool:
+    """Only the status is another: nothing that placement looks at."""
+    if not isinstance(old, o.Pod) or old.spec != new.spec:
+        return False
+    before, after = old.metadata, new.metadata
+    return before.labels == after.labels and before.ownerReferences == after.ownerReferences
 
 
 def _labels(record: object) -> Mapping[str, str]:

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from shoal.master.controllers.base import Said
+from shoal.master.controllers.base import Said, terminating
 from shoal.master.model import Change, Event, Fault, NotLeader, Object, Record, Unavailable, key_of
 from shoal.master.recorder import Recorder
 from shoal.master.scheduler.classes import Classes, PodClass
@@ -163,6 +163,8 @@ class SchedulingLoop:
         judged = self._judge.decide(batch)
         self.windows += 1
         self.books.observer.planned(self.books.revision, self.windows, batch, judged.plan)
+        if judged.failed:
+            self._recover(judged.plan)
         judged.failed += self._intake.take_odd()
         self._note(judged, started)
         news = self._park(judged.plan)
@@ -234,6 +236,20 @@ class SchedulingLoop:
             news.came += {id(one.waiting.pods): one.waiting.pods for one in plan.preemptions}.values()
             news.left += self._leaving(plan.preemptions)
         return news
+
+    def _recover(self, plan: Plan) -> None:
+        """A plan that failed half-way may have marked victims that nobody will evict, and pushed nominated pods out."""
+        sure = {victim.uid for one in plan.preemptions for victim in one.victims}
+        sure |= {one.uid for one in self._evictor.due}
+        for name in self.snapshot.names:
+            for uid, hold in list(self.snapshot.pods_on(name).items()):
+                if hold.leaving and uid not in sure and hold.key is not None:
+                    pod = self.store.view.get(*hold.key)
+                    if pod is not None and pod.metadata.uid == uid and not terminating(pod):
+                        self.books.undo(uid)
+                        self.books.commit(uid, hold._replace(leaving=False))
+        for uid in list(self.queue.nominated):
+            self.queue.ready(uid)
 
     def _nominate(self, uid: str, node: str, news: News) -> None:
         """`node` "": not any more."""
