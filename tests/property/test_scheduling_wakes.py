@@ -21,7 +21,6 @@ from tests.virtual_loop import virtual
 
 SEEDS = int(os.environ.get("SHOAL_PROPERTY_SEEDS", "60"))
 EVENTS = 60
-GANGS = False  # until gangs are placed
 ZONE, GROUP = "zone", "scheduling.x-k8s.io/pod-group"
 
 
@@ -71,7 +70,7 @@ class Chance:
             spec.tolerations.add(key="dedicated", operator="Exists")
         if rng.random() < 0.15:
             spec.containers[0].ports.add(containerPort=80, hostPort=rng.choice((80, 81)))
-        if GANGS and rng.random() < 0.1:
+        if rng.random() < 0.1:
             made.metadata.labels[GROUP] = rng.choice(("g1", "g2"))
         if rng.random() < 0.1:
             spec.volumes.add(name="v").persistentVolumeClaim.claimName = rng.choice(("c1", "c2"))
