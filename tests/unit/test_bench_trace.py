@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bench import openb
 from bench.openb import Ask, Machine, TraceError
+from bench.openb_core import replay_core
 from bench.openb_replay import BestFit, Cluster, Fgd, Meter, Random, arrivals, replay, shuffled
 
 from shoal.master.scheduler.gpus import Want
@@ -137,3 +138,22 @@ def test_the_meter_takes_the_mean_of_what_rounds_to_a_level() -> None:
     levels = meter.levels()
     assert {level: levels[level] for level in (50, 80, 90, 100, 130)} == {50: 50, 80: 80, 90: 90, 100: 90, 130: 90}
     assert 95 not in levels
+
+
+def test_the_real_trace_is_read_whole() -> None:
+    folder = openb.DEFAULT_DIR
+    if not folder.is_dir():
+        pytest.skip(f"the openb trace is not in {folder}")
+    machines = openb.machines(folder)
+    assert (len(machines), sum(one.gpus for one in machines)) == (1213, 6212)
+    files = openb.workloads(folder)
+    assert openb.name_of(files[-1]) == "default"
+    assert len(openb.asks(files[-1])) == 8152
+    assert round(openb.published(folder)["default", "fgd"][130], 2) == 95.39
+
+
+def test_ours_goes_through_the_core_and_takes_the_models_that_it_may() -> None:
+    machines = [machine("a"), machine("b", model="A10"), machine("c", gpus=0)]
+    queue = [ask(FULL, models=("A10",))] * 3 + [ask(HALF)] * 4 + [ask(NONE)]
+    shares = replay_core(machines, queue)
+    assert shares[100] == pytest.approx(75.0)  # 2 whole devices of b, 2 halves of a, when as much has arrived
