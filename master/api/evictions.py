@@ -8,7 +8,7 @@ from shoal.master.api import admission
 from shoal.master.api.faults import Invalid, failure_of
 from shoal.master.api.writes import envelope_of
 from shoal.master.controllers.base import active, terminate, terminating
-from shoal.master.model import Change, Conflict, Fault, Key, NotFound, Record
+from shoal.master.model import Change, Conflict, Fault, Key, NotFound, Record, key_of
 from shoal.master.planning import budgets
 from shoal.master.stores import WriteFace
 from shoal.proto.v1 import cluster_pb2 as c
@@ -52,18 +52,30 @@ class Evictions:
         counting = budgets.Guards(self._store.view).of(pod)
         for budget in counting:
             if why := budgets.forbids(budget, pod):
-                raise Blocked(f"{key} cannot be evicted now: PodDisruptionBudget {budget.metadata.name}: {why}")
+                raise _blocked(key, budget, why)
         change = terminate(pod, self._now())
         if request.dry_run or change is None:
             return c.WriteResult(object=envelope_of(record), action="deleted")
-        return await self._write(counting, change)
+        await self._take([budget for budget in counting if not budgets.bypasses(budget, pod)], pod)
+        return await self._end(change)
 
-    async def _write(self, counting: list[o.PodDisruptionBudget], change: Change) -> c.WriteResult:
-        taken = await self._store.write([budgets.take(budget) for budget in counting]) if counting else []
-        for result in taken:
+    async def _take(self, counting: list[o.PodDisruptionBudget], pod: o.Pod) -> None:
+        """Raises Blocked when somebody else was faster. (What other budgets have given then is back in two minutes.)"""
+        if not counting:
+            return
+        results = await self._store.write([budgets.grant(budget, pod, self._now()) for budget in counting])
+        for budget, result in zip(counting, results, strict=True):
             if isinstance(result, Fault):
                 raise result
+            if result is None or not budgets.granted(result.message, pod):
+                raise _blocked(key_of(pod), budget, "other evictions have used it up")
+
+    async def _end(self, change: Change) -> c.WriteResult:
         (done,) = await self._store.write([change])
         if isinstance(done, Fault):
             raise done
         return c.WriteResult(object=envelope_of(done) if isinstance(done, Record) else None, action="deleted")
+
+
+def _blocked(key: Key, budget: o.PodDisruptionBudget, why: str) -> Blocked:
+    return Blocked(f"{key} cannot be evicted now: PodDisruptionBudget {budget.metadata.name}: {why}")

@@ -101,8 +101,11 @@ def _write(budget: o.PodDisruptionBudget, wants: o.PodDisruptionBudgetStatus) ->
     if wants == budget.status:
         return []
 
+    before = budget.status
+
     def edit(found: Object) -> bool:
-        if not isinstance(found, o.PodDisruptionBudget) or found.status == wants:
+        # An eviction that was granted meanwhile must not be forgotten: its event brings the next look
+        if not isinstance(found, o.PodDisruptionBudget) or found.status != before:
             return False
         found.status.CopyFrom(wants)
         return True

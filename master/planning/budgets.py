@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.master.controllers.base import ready
+from shoal.master.controllers.base import instant, ready
 from shoal.master.model import Key, Modify, Object, View, key_of
 from shoal.proto.selector import LabelSelector, from_message
 from shoal.proto.v1 import objects_pb2 as o
@@ -34,14 +34,19 @@ class Guards:
         return [now for key in keys if isinstance(now := self._view.get(*key), o.PodDisruptionBudget)]
 
 
+def bypasses(budget: o.PodDisruptionBudget, pod: o.Pod) -> bool:
+    """Whether the pod may go without the budget's leave, as it is no healthy one (unhealthyPodEvictionPolicy)."""
+    if ready(pod):
+        return False
+    status = budget.status
+    return budget.spec.unhealthyPodEvictionPolicy == ALWAYS_ALLOW or status.currentHealthy >= status.desiredHealthy > 0
+
+
 def forbids(budget: o.PodDisruptionBudget, pod: o.Pod) -> str:
     """Why this pod must not be evicted now; "" when it may be (policy/v1, unhealthyPodEvictionPolicy)."""
     status = budget.status
-    if not ready(pod):
-        if budget.spec.unhealthyPodEvictionPolicy == ALWAYS_ALLOW:
-            return ""
-        if status.currentHealthy >= status.desiredHealthy > 0:
-            return ""
+    if bypasses(budget, pod):
+        return ""
     if status.observedGeneration < budget.metadata.generation:
         return "the budget has just changed and was not looked at yet"
     if status.disruptionsAllowed > 0:
@@ -59,3 +64,22 @@ def take(budget: o.PodDisruptionBudget) -> Modify:
         return True
 
     return Modify(key_of(budget), edit, uid=budget.metadata.uid)
+
+
+def grant(budget: o.PodDisruptionBudget, pod: o.Pod, now: float) -> Modify:
+    """Takes one disruption for this pod, if there is one on committed state, and writes the pod down, so that it counts
+    as gone from this moment on; `granted` says whether it did."""
+    name = pod.metadata.name
+
+    def edit(found: Object) -> bool:
+        if not isinstance(found, o.PodDisruptionBudget) or granted(found, pod) or found.status.disruptionsAllowed <= 0:
+            return False
+        found.status.disruptionsAllowed -= 1
+        found.status.disruptedPods[name].CopyFrom(instant(now))
+        return True
+
+    return Modify(key_of(budget), edit, uid=budget.metadata.uid)
+
+
+def granted(budget: Object, pod: o.Pod) -> bool:
+    return isinstance(budget, o.PodDisruptionBudget) and pod.metadata.name in budget.status.disruptedPods

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 
@@ -10,6 +11,7 @@ import pytest_asyncio
 
 from shoal.master.api.service import ClusterService
 from shoal.master.api.writes import Writes
+from shoal.master.controllers import disruption
 from shoal.master.controllers.base import condition
 from shoal.master.controllers.replicaset import reconcile
 from shoal.master.core import Master
@@ -248,3 +250,38 @@ async def test_only_the_scheduler_says_which_devices_a_pod_has(master: Master) -
     await master.store.write([Modify(Key("Pod", "default", "web"), give)])
     assert devices(await ask.made(wishful)) == "2"
     assert devices(await ask.made(pod(), verb="update")) == "2"
+
+
+# ---- evictions ----
+async def test_one_disruption_is_given_to_one_of_two_who_ask_at_once(master: Master) -> None:
+    ask, budget = Asker(master.service), o.PodDisruptionBudget(apiVersion="policy/v1", kind="PodDisruptionBudget")
+    budget.metadata.name = "b"
+    budget.spec.minAvailable.number = 1
+    budget.spec.selector.SetInParent()
+    await ask.made(budget)
+    for name in ("p0", "p1"):
+        await ask.made(pod(name))
+
+    def say(found: Object) -> bool:
+        if isinstance(found, o.Pod):
+            found.status.conditions.add(type="Ready", status="True")
+        return True
+
+    view = master.store.view
+    await master.store.write([Modify(Key("Pod", "default", name), say) for name in ("p0", "p1")])
+    key = Key("PodDisruptionBudget", "default", "b")
+    await master.store.write(disruption.reconcile(view, key, 1e9).changes)
+
+    async def evict(name: str) -> str:
+        asked = c.EvictRequest(request_id=f"e-{name}", key=c.Key(kind="Pod", name=name))
+        return (await master.service.evict(asked)).results[0].failure.message
+
+    stale = disruption.reconcile(view, key, 1e9 + 1).changes
+    failures = await asyncio.gather(evict("p0"), evict("p1"))
+    assert sorted(map(bool, failures)) == [False, True], failures
+    assert "PodDisruptionBudget b" in "".join(failures)
+    await master.store.write(stale)  # what the controller had decided before changes nothing any more
+    await master.store.write(disruption.reconcile(view, key, 1e9 + 2).changes)
+    found = view.get(*key)
+    assert isinstance(found, o.PodDisruptionBudget)
+    assert (found.status.disruptionsAllowed, found.status.currentHealthy, found.status.expectedPods) == (0, 1, 2)
