@@ -17,9 +17,9 @@ from shoal.proto.settings_file import SettingsFileError, read_settings
 LISTS = ("listen", "http", "etcd_endpoints")
 TEXTS = (
     "name", "advertise", "ca", "certificate", "key", "etcd_ca", "etcd_certificate", "etcd_key", "cluster_cidr",
-    "log_format",
+    "log_format", "decision_log",
 )  # fmt: skip
-NUMBERS = {"heartbeat_ms": 50, "deaths_kept_hours": 1}  # and the least that each may be
+NUMBERS = {"heartbeat_ms": 50, "deaths_kept_hours": 1, "decision_log_mib": 2}  # and the least that each may be
 REQUIRED = ("name", "listen", "advertise", "ca", "certificate", "key", "etcd_endpoints")
 DEFAULT_CIDR = "10.244.0.0/16"
 HELP = {
@@ -38,6 +38,8 @@ HELP = {
     "heartbeat_ms": "the least period of agents' heartbeats, in milliseconds",
     "deaths_kept_hours": "for how long death certificates are kept, in hours",
     "log_format": "logfmt or json",
+    "decision_log": "file for the scheduler's decisions, for `shoal scheduler replay`; without it none are kept",
+    "decision_log_mib": "what it may take on disk with the file before it, FILE.1, in MiB (64)",
 }
 
 
@@ -64,6 +66,8 @@ class Config:
     heartbeat_ms: int = 5000
     deaths_kept_hours: int = 7 * 24
     log_format: str = "logfmt"
+    decision_log: Path | None = None
+    decision_log_mib: int = 64
     loops: bool = True
     profiles: Mapping[str, Profile] = field(default_factory=lambda: BUILT_IN)
 
@@ -137,7 +141,7 @@ def _value(name: str, value: Any, problems: list[str]) -> Any:
     if not isinstance(value, str):
         problems.append(f"{name}: must be a text, it is {value!r}")
         return ""
-    is_path = name.rpartition("_")[2] in ("ca", "certificate", "key")
+    is_path = name.rpartition("_")[2] in ("ca", "certificate", "key") or name == "decision_log"
     return Path(value) if is_path else value
 
 

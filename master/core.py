@@ -35,6 +35,7 @@ from shoal.master.recorder import Recorder
 from shoal.master.scheduler.core import Scheduler
 from shoal.master.scheduler.profiles import BUILT_IN, Profile
 from shoal.master.scheduling import SchedulingLoop
+from shoal.master.scheduling.journal import Journal, Sink
 from shoal.master.store.port import Port
 from shoal.master.store.store import Store
 from shoal.proto.v1 import cluster_pb2 as c
@@ -61,6 +62,7 @@ class Settings:
     loops: bool = True  # controllers and scheduler; without them the API alone is measured
     deaths_kept_s: float = KEPT_SECONDS
     profiles: Mapping[str, Profile] = field(default_factory=lambda: BUILT_IN)  # of the scheduler
+    decisions: Sink | None = None  # where the scheduler's decisions are logged
 
 
 class Master:
@@ -283,9 +285,11 @@ class Term:
             master.rng,
             master.meters,
         )
-        core = Scheduler(master.settings.profiles)
+        settings = master.settings
+        journal = Journal(settings.decisions, settings.profiles, master.now) if settings.decisions else None
+        core = Scheduler(settings.profiles)
         self._scheduling = SchedulingLoop(
-            master.store, self._recorder, master.now, master.rng, master.meters, core=core
+            master.store, self._recorder, master.now, master.rng, master.meters, journal, core=core
         )
         self._loops = master.settings.loops
         self._clock = asyncio.get_running_loop().time

@@ -15,12 +15,14 @@ from pathlib import Path
 import grpc
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+import shoal
 from shoal.master import config as configuration
 from shoal.master import http_server
 from shoal.master.api.forward import Forwarder
 from shoal.master.api.grpc_server import SERVER_OPTIONS, ClusterAdapter, Remote, credentials
 from shoal.master.config import Config, ConfigError
 from shoal.master.core import Master, Settings
+from shoal.master.decision_log import DecisionLog
 from shoal.master.dispatcher.dispatcher import Config as DispatcherConfig
 from shoal.master.dispatcher.grpc_link import AgentsAdapter
 from shoal.master.metrics import MasterCollector, Meters, StateCollector
@@ -103,6 +105,7 @@ async def run(config: Config, secrets: Secrets) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError when an address cannot be listened on."""
     registry = CollectorRegistry()
     meters = Meters(registry)
+    decisions = _decision_log(config)
     port = Metered(Etcd(config.etcd_endpoints, secrets.etcd), meters.etcd)
     master = Master(
         Settings(
@@ -112,6 +115,7 @@ async def run(config: Config, secrets: Secrets) -> None:
             config.loops,
             config.deaths_kept_hours * 3600.0,
             config.profiles,
+            decisions,
         ),
         port,
         ThreadRenewer(config.etcd_endpoints, secrets.etcd, boot_time),
@@ -141,6 +145,19 @@ async def run(config: Config, secrets: Secrets) -> None:
         await master.close()
         await forwarder.close()
         await port.close()
+        if decisions is not None:
+            decisions.close()
+
+
+def _decision_log(config: Config) -> DecisionLog | None:
+    """Raises ConfigError when its folder is not there."""
+    if config.decision_log is None:
+        return None
+    if not config.decision_log.parent.is_dir():
+        raise ConfigError(f"decision_log: there is no folder {config.decision_log.parent}; make it, or name another")
+    made = DecisionLog(config.decision_log, config.decision_log_mib, shoal.__version__)
+    made.start()
+    return made
 
 
 async def _serve(config: Config, secrets: Secrets, master: Master, forwarder: Forwarder) -> grpc.aio.Server:

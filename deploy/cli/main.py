@@ -56,12 +56,13 @@ VERBS = {
     "image": "Pull, push, load, list and remove images on the nodes.",
     "login": "Keep a registry's password, once a node has tried it.",
     "logout": "Forget a registry's password.",
+    "scheduler": "Read the scheduler's decision log again.",
     "agent": "Run a node's agent, or many hollow ones to rehearse with.",
     "config": "Choose between clusters.",
     "version": "Show the versions of the command and the cluster.",
     "completion": "Print the completion script for a shell.",
 }
-NO_CLUSTER = ("up", "down", "config", "completion", "logout")  # verbs that ask no cluster
+NO_CLUSTER = ("up", "down", "config", "completion", "logout", "scheduler")  # verbs that ask no cluster
 UNWIND_SECONDS = 1.0  # for an interrupted verb to clean up
 EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain. `exec` passes on its command's."
 

@@ -53,6 +53,7 @@ def master(plan: ClusterPlan, index: int) -> dict[str, Any]:
             "key": str(plan.etcd_certs / "master.key"),
         },
         "cluster_cidr": plan.pod_range,
+        "decision_log": str(plan.certs.parent / f"decisions-{index}.log"),
     }
     if plan.heartbeat_ms:
         settings["heartbeat_ms"] = plan.heartbeat_ms

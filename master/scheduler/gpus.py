@@ -165,6 +165,16 @@ class Workload:
         else:
             del self._now[shape]
 
+    def made_from(self) -> dict[Shape, int]:
+        """What `typical` was made from."""
+        return dict(self._then)
+
+    def restore(self, then: Mapping[Shape, int]) -> None:
+        """`typical` as it was made from these numbers of pods."""
+        self._then, self._total, self.typical = dict(then), sum(then.values()), Typical.of(then)
+        shapes = self._now.keys() | self._then.keys()
+        self._differ = sum(abs(self._now.get(shape, 0) - self._then.get(shape, 0)) for shape in shapes)
+
     def refresh(self) -> bool:
         """True when `typical` was made anew: every score of devices is another one then. It is once the numbers of
         pods per shape differ from those it was made from by more than an eighth of their sum."""

@@ -167,6 +167,10 @@ class Snapshot:
     def held(self, uid: str) -> Hold | None:
         return self._holds.get(uid)
 
+    def all_holds(self) -> dict[str, Hold]:
+        """By uid; a copy."""
+        return dict(self._holds)
+
     def pods_on(self, node: str) -> Mapping[str, Hold]:
         """What the node holds, by uid."""
         return self._by_node.get(node, {})
@@ -217,7 +221,7 @@ class Snapshot:
                 spaces = self.counts.take_space(event.key.name, labels) or spaces
             else:
                 self._apply_policy(event.key, new)
-        nodes = self._apply_nodes(changed) if changed else False
+        nodes = self.take_nodes(changed) if changed else False
         policies = ("PodDisruptionBudget" in kinds, "PodGroup" in kinds)
         return Applied(nodes, freed, bool(kinds & VOLUME_KINDS), spaces, *policies)
 
@@ -387,7 +391,8 @@ class Snapshot:
         return found
 
     # ---- nodes ----
-    def _apply_nodes(self, changed: dict[str, NodeFacts | None]) -> bool:
+    def take_nodes(self, changed: Mapping[str, NodeFacts | None]) -> bool:
+        """Nodes as they are from now on; None: gone. True when placement sees a difference."""
         before = self.nodes.row
         real, reshaped = self.nodes.take(changed)
         if reshaped:

@@ -17,6 +17,7 @@ class Books:
         self.snapshot = snapshot
         self.revision = 0  # the newest of the store that the snapshot has taken in
         self.observer: Observer = observer or NoObserver()
+        self.observer.watch(snapshot)
 
     def apply(self, revision: int, events: Sequence[Event]) -> Applied:
         self.revision = max(self.revision, revision)

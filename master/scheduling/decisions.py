@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from shoal.master.model import Event
 from shoal.master.scheduler.core import Plan, Victim, Waiting
 from shoal.master.scheduler.explain import Explanation
-from shoal.master.scheduler.snapshot import Hold
+from shoal.master.scheduler.snapshot import Hold, Snapshot
 
 KEPT = 20_000  # pods whose last decision is remembered
 
@@ -62,6 +62,9 @@ class Observer(Protocol):
     """Hears, in order, everything that changes the snapshot and every plan: with it decisions can be repeated. It is
     called in the loop and must be quick; the arguments are shared and never changed."""
 
+    def watch(self, snapshot: Snapshot) -> None:
+        """Once, before all else: whose changes these are. Each call below comes after the change."""
+
     def applied(self, revision: int, events: Sequence[Event]) -> None:
         """The snapshot took these events; the first call of a term brings the whole state."""
 
@@ -77,6 +80,9 @@ class Observer(Protocol):
 
 class NoObserver:
     """Hears nothing."""
+
+    def watch(self, snapshot: Snapshot) -> None:
+        """Nothing."""
 
     def applied(self, revision: int, events: Sequence[Event]) -> None:
         """Nothing."""

@@ -327,6 +327,9 @@ class Repeater:
         self.snapshot, self.core = Snapshot(), Scheduler()
         self.plans = 0
 
+    def watch(self, snapshot: Snapshot) -> None:
+        """What it is told is enough."""
+
     def applied(self, revision: int, events: Sequence[Event]) -> None:
         self.snapshot.apply(events)
 
