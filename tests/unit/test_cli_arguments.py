@@ -215,7 +215,7 @@ def test_contexts_are_written_for_their_owner_only(tmp_path: Path) -> None:
     ("verb", "advice"),
     [
         ("rollout", "apply --wait waits for a rollout"),
-        ("drain", "give the node a taint"),
+        ("drain", "give the node unschedulable: true under its spec, or a taint"),
         ("frobnicate", "see shoal --help"),
         ("descirbe", "did you mean 'describe'?"),
     ],
