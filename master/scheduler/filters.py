@@ -83,7 +83,7 @@ class Frame:
     soft: Ints | None  # PreferNoSchedule taints against it
     preference: Floats | None
     want: Floats  # float64[2, 1]: cpu and memory as the scores count them
-    demand: list[tuple[int, int]] | None  # (resource row, amount); None: no node has one of the resources
+    demand: tuple[tuple[int, int], ...] | None  # (resource row, amount); None: no node has one of the resources
     device: gpus.Want
     closed: Bools | None  # the nodes that are not in the mask; None when all are
     free: bool  # nothing but room and the nodes' own facts decides
@@ -98,8 +98,6 @@ def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None, state: Cl
     hard, soft = taints_against(snapshot, pods)
     if hard is not None:
         mask = mask & ~hard
-    rows = [(snapshot.resource_row(name), amount) for name, amount in pods.requests]
-    known = [(row, amount) for row, amount in rows if row is not None]
     return Frame(
         pods,
         state,
@@ -109,7 +107,7 @@ def frame(snapshot: Snapshot, pods: PodClass, profile: Profile | None, state: Cl
         soft,
         _preference(snapshot, pods),
         np.array(pods.load, dtype=np.float64)[:, None],
-        known if len(known) == len(rows) else None,
+        snapshot.known_demand(state),
         gpus.Want.of(pods.gpu_milli, pods.gpu_count),
         snapshot.unready if mask is snapshot.ready else ~mask,
         not (pods.affinity or pods.anti_affinity or pods.preferred_pods or pods.spread or pods.ports or pods.claims)

@@ -11,6 +11,7 @@ Three ways, all of which decide what a greedy loop over the nodes would:
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -216,14 +217,14 @@ def by_zone(made: Ladder, scope: Scope, number: int) -> list[int]:
     if not made.possible.size:
         return []
     counts = spread_counts(made.snapshot, scope)
-    listed = Listed.of(made, scope, number)
-    depth = 2
+    each = min(number, number // max(1, scope.domains.size) * 2 + FEW)
+    listed, depth = Listed.of(made, scope, each), 2
     while True:
         found = items(made, listed.at, depth)
-        rows = level(scope, counts, found, listed, number)
+        rows = level(scope, counts, Ahead.of(scope, found, listed, each), number)
         if rows is not None:
             return rows
-        listed, depth = Listed.all(made), depth * 4
+        listed, each, depth = Listed.all(made), number + 1, depth * 4
 
 
 @dataclass(slots=True)
@@ -240,13 +241,12 @@ class Listed:
         return Listed(np.arange(made.possible.size))
 
     @staticmethod
-    def of(made: Ladder, scope: Scope, number: int) -> Listed:
+    def of(made: Ladder, scope: Scope, each: int) -> Listed:
         if made.possible.size <= SORTED_AT_ONCE or scope.domains.size > ZONES_LIMIT:
             return Listed.all(made)
         slots = scope.domains.slots[made.possible].astype(np.int16)
         order = np.argsort(slots, kind="stable")
         ends = np.cumsum(np.bincount(slots, minlength=scope.domains.size))
-        each = 2 * number // scope.domains.size + FEW
         value = np.full(scope.domains.size, NOWHERE)
         row = np.full(scope.domains.size, -1, dtype=np.int64)
         kept = []
@@ -269,44 +269,66 @@ class Listed:
         return sure
 
 
-def level(scope: Scope, counts: Ints, found: Items, listed: Listed, number: int) -> list[int] | None:
+@dataclass(slots=True)
+class Ahead:
+    """What each domain has to offer, the next first, as flat lists: `start` to `end` are a domain's. `more` says that
+    what follows is not listed; an item that is not `sure` may come later than one that is not listed."""
+
+    value: list[float]
+    row: list[int]
+    sure: list[bool]
+    start: list[int]
+    end: list[int]
+    more: list[bool]
+
+    @staticmethod
+    def of(scope: Scope, found: Items, listed: Listed, each: int) -> Ahead:
+        """At most `each` of a domain."""
+        slots = scope.domains.slots[found.rows]
+        grouped = np.argsort(slots if scope.domains.size > ZONES_LIMIT else slots.astype(np.int16), kind="stable")
+        number = np.bincount(slots, minlength=scope.domains.size)
+        more = number > (each if found.deep == UNBOUNDED else 0)
+        if listed.value is not None:
+            more |= listed.value > NOWHERE
+        if grouped.size > each:
+            rank = np.arange(grouped.size) - np.repeat(np.cumsum(number) - number, number)
+            grouped, number = grouped[rank < each], np.minimum(number, each)
+        end: list[int] = np.cumsum(number).tolist()
+        value: list[float] = (-found.value[grouped]).tolist()
+        sure: list[bool] = listed.sure(found, slots)[grouped].tolist()
+        return Ahead(value, found.rows[grouped].tolist(), sure, [0, *end[:-1]], end, more.tolist())
+
+
+def level(scope: Scope, counts: Ints, ahead: Ahead, number: int) -> list[int] | None:
     """Takes the best of the open domains' next items; None when items that are not listed may be needed."""
-    slots = scope.domains.slots[found.rows]
-    grouped = np.argsort(slots if scope.domains.size > ZONES_LIMIT else slots.astype(np.int16), kind="stable")
-    value, rows = (-found.value[grouped]).tolist(), found.rows[grouped].tolist()
-    sure = listed.sure(found, slots)[grouped].tolist()
-    held = np.bincount(slots, minlength=scope.domains.size)
-    ends: list[int] = np.cumsum(held).tolist()
-    cut = held > 0 if found.deep < UNBOUNDED else np.zeros(held.size, dtype=np.bool_)
-    partial = (cut if listed.value is None else cut | (listed.value > NOWHERE)).tolist()
-    ahead = [0, *ends]  # the next item of each domain
     low = Lowest.of(scope, counts)
     number_of: list[int] = counts.tolist()
     slack = scope.rule.max_skew - 1
+    value, rows, following, end = ahead.value, ahead.row, ahead.start, ahead.end
     heap: list[tuple[float, int, int]] = []
     closed: dict[int, list[int]] = {}
     chosen: list[int] = []
-    todo = np.flatnonzero(scope.places).tolist()
+    todo: list[int] = np.flatnonzero(scope.places).tolist()
     while True:
         for zone in todo:
             if number_of[zone] > low.value + slack:
                 closed.setdefault(number_of[zone], []).append(zone)
                 continue
-            item = ahead[zone]
-            if item < ends[zone]:
-                if not sure[item]:
+            item = following[zone]
+            if item < end[zone]:
+                if not ahead.sure[item]:
                     return None
-                ahead[zone] = item + 1
+                following[zone] = item + 1
                 heapq.heappush(heap, (value[item], rows[item], zone))
-            elif partial[zone]:
+            elif ahead.more[zone]:
                 return None
         if not heap or len(chosen) == number:
             return chosen
         _, row, zone = heapq.heappop(heap)
         chosen.append(row)
-        number_of[zone] += 1
+        there = number_of[zone] = number_of[zone] + 1
         todo = [zone]
-        if low.grow(number_of[zone]):
+        if low.grow(there):
             todo += closed.pop(low.value + slack, ())
 
 
@@ -320,19 +342,17 @@ class Lowest:
 
     @staticmethod
     def of(scope: Scope, counts: Ints) -> Lowest:
-        value = minimum(scope, counts)
-        among = counts[:-1][scope.places]
-        numbers, times = np.unique(among, return_counts=True)
-        at = dict(zip(numbers.tolist(), times.tolist(), strict=True))
-        return Lowest(value, among.size < scope.rule.min_domains, at)
+        among = counts[:-1][scope.places].tolist()
+        return Lowest(minimum(scope, counts), len(among) < scope.rule.min_domains, Counter(among))
 
     def grow(self, number: int) -> bool:
         """A domain has come to this number; True when the minimum has grown with that."""
-        self.at[number - 1] -= 1
-        self.at[number] = self.at.get(number, 0) + 1
-        if self.fixed or number - 1 != self.value or self.at[self.value]:
+        at = self.at
+        at[number] = at.get(number, 0) + 1
+        left = at[number - 1] = at[number - 1] - 1
+        if left or number - 1 != self.value or self.fixed:
             return False
-        self.value += 1
+        self.value = number
         return True
 
 
@@ -350,7 +370,7 @@ def few(snapshot: Snapshot, known: Frame, profile: Profile, batch: Sequence[Wait
     only when it has no room which nodes have: most often it has."""
     raw = scores.raw_parts(snapshot, known, profile)
     f, g = scores.shares(snapshot, known)
-    value = scores.combine(profile, f, g, raw)
+    value = scores.combine(profile, f, g, raw, snapshot.scratch[2])
     if known.closed is not None:
         value[known.closed] = NOWHERE
     placed: list[str] = []

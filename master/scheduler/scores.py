@@ -166,20 +166,21 @@ def shares(snapshot: Snapshot, known: Frame) -> Floats:
     return free
 
 
-def combine(profile: Profile, f: Floats, g: Floats, raw: Raw) -> Floats:
-    """The weighted sum. Halves are exact, so that (f + g) / 2 times a weight is f + g times half of it."""
-    total: Floats = f + g
+def combine(profile: Profile, f: Floats, g: Floats, raw: Raw, out: Floats | None = None) -> Floats:
+    """The weighted sum; `f` is used up. Halves are exact, so that (f + g) / 2 times a weight is f + g times half of
+    it."""
+    total: Floats = np.add(f, g, out=out)
     if profile.most:
         spent = (1 - total / 2) * profile.most
     total *= profile.least / 2
     if profile.most:
         total += spent
     if profile.balanced:
-        apart = f - g
-        np.abs(apart, out=apart)
-        np.subtract(1.0, apart, out=apart)
-        apart *= profile.balanced
-        total += apart
+        np.subtract(f, g, out=f)
+        np.abs(f, out=f)
+        np.subtract(1.0, f, out=f)
+        f *= profile.balanced
+        total += f
     for _, weight, other in raw.parts(profile):
         total += weight * other
     return total

@@ -111,7 +111,7 @@ class Snapshot:
         self.ready: Bools = np.zeros(nodes, dtype=np.bool_)
         self.unready: Bools | None = None  # the others; None when there are none
         self.gpu_left: Ints = np.zeros((nodes, 0), dtype=np.int64)
-        self.scratch: Floats = np.zeros((4, nodes), dtype=np.float64)  # for whoever needs room for a moment
+        self.scratch: Floats = np.zeros((3, nodes), dtype=np.float64)  # for whoever needs room for a moment
 
     def clone(self) -> Snapshot:
         """An independent copy, to plan on; the classes that were compiled are shared."""
@@ -344,6 +344,15 @@ class Snapshot:
         """The rows that changed since that version; None when it is too long ago."""
         at = since - self.forgotten
         return self.journal[at:] if at >= 0 else None
+
+    def known_demand(self, state: ClassState) -> tuple[tuple[int, int], ...] | None:
+        """The class's requests as (row, amount); None when no node has one of the resources."""
+        if state.demand is None:
+            row = self._resource_rows
+            if not all(name in row for name, _ in state.pods.requests):
+                return None
+            state.demand = tuple([(row[name], amount) for name, amount in state.pods.requests])
+        return state.demand
 
     def demand(self, state: ClassState) -> tuple[tuple[int, int], ...]:
         """The class's requests as (row, amount); resources that are new get a row."""
