@@ -1,79 +1,98 @@
-"""Which devices pods get, and which nodes keep theirs whole, on the plain scheduler and on the fast one."""
+"""Shared GPUs through the core: which devices a pod gets, which node, and what it says when there is none."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from shoal.master.scheduler.classes import PodClass
-from tests.reference.cluster import Cluster, Pod
-from tests.reference.devices import GPU
-from tests.reference.nodes import Node
-from tests.reference.scheduler import Outcome
-from tests.scheduler_cases import Decide, both, cluster, node, on, place, pods, reasons, what
-
-
-def box(name: str, gpus: int, **fields: object) -> Node:
-    made = node(name, **fields)  # type: ignore[arg-type]
-    return replace(made, alloc={**made.alloc, GPU: gpus})
+from shoal.master.model import Event, Key, Object, Record, key_of
+from shoal.master.scheduler.classes import compile_class
+from shoal.master.scheduler.core import Plan, Scheduler, Waiting
+from shoal.master.scheduler.snapshot import Snapshot
+from shoal.proto.rules.resources import GPU, GPU_DEVICES, GPU_MILLI
+from shoal.proto.v1 import objects_pb2 as o
+from tests.control_world import node, pod
 
 
-def share(milli: int, **fields: object) -> PodClass:
-    return what(cpu=100, gpu_milli=milli, **fields)  # type: ignore[arg-type]
+def added(obj: Object) -> Event:
+    record = Record(key_of(obj), obj, obj.SerializeToString(), 1, 1)
+    return Event(record.key, 1, None, record)
 
 
-def whole(count: int, **fields: object) -> PodClass:
-    return what(cpu=100, gpu_count=count, **fields)  # type: ignore[arg-type]
+def machine(name: str, gpus: int, cpu: str = "8") -> o.Node:
+    made = node(name, cpu=cpu)
+    made.status.allocatable[GPU].text = str(gpus)
+    return made
 
 
-def one(decide: Decide, where: Cluster, asked: PodClass) -> Outcome:
-    return decide(where, [Pod("asked", asked)])[0]
+def asking(name: str, resource: str = "", amount: int = 0, cpu: str = "1") -> o.Pod:
+    made = pod(name, cpu=cpu)
+    if resource:
+        made.spec.containers[0].resources.requests[resource].text = str(amount)
+    return made
 
 
-@both
-def test_a_share_takes_the_device_with_the_least_left(decide: Decide) -> None:
-    held = [on("n", share(300), "x", devices=(1,)), on("n", share(600), "y", devices=(2,))]
-    where = cluster([box("n", 4)], held)
-    assert one(decide, where, share(400)).devices == (2,)
-    assert one(decide, where, share(500)).devices == (1,)
-    assert one(decide, where, share(701)).devices == (0,)
+def place(snapshot: Snapshot, *pods: o.Pod) -> Plan:
+    queue = [Waiting(one.metadata.uid, Key("Pod", "default", one.metadata.name), compile_class(one)) for one in pods]
+    return Scheduler().schedule(snapshot, queue)
 
 
-@both
-def test_whole_devices_are_free_ones_from_the_first_on(decide: Decide) -> None:
-    where = cluster([box("n", 4)], [on("n", share(1), "x", devices=(1,))])
-    assert one(decide, where, whole(2)).devices == (0, 2)
-    assert one(decide, where, whole(3)).devices == (0, 2, 3)
-    assert reasons(decide, where, whole(4)) == {"Insufficient shoal.dev/gpu": 1}
+def snapshot_of(*objects: Object) -> Snapshot:
+    snapshot = Snapshot()
+    snapshot.apply([added(obj) for obj in objects])
+    return snapshot
 
 
-@both
-def test_shares_of_several_devices_do_not_add_up(decide: Decide) -> None:
-    held = [on("n", share(600), f"x{device}", devices=(device,)) for device in range(4)]
-    where = cluster([box("n", 4), node("none")], held)
-    assert reasons(decide, where, share(500)) == {"Insufficient shoal.dev/gpu-milli": 2}
-    assert [found.devices for found in decide(where, pods(share(400), 5))] == [(0,), (1,), (2,), (3,), ()]
+def devices(snapshot: Snapshot, *pods: o.Pod) -> list[tuple[int, ...]]:
+    holds = [snapshot.held(one.metadata.uid) for one in pods]
+    return [hold.devices if hold else () for hold in holds]
 
 
-@both
-def test_a_share_goes_where_devices_are_broken_up_already(decide: Decide) -> None:
-    where = cluster([box("a", 2), box("b", 2)], [on("b", share(500), "x", devices=(0,))])
-    assert place(decide, where, *pods(share(500))) == ["b"]
+def test_a_share_takes_the_fullest_device_and_whole_ones_the_first_free() -> None:
+    snapshot = snapshot_of(machine("a", 4))
+    pods = [
+        asking("p0", GPU_MILLI, 300),
+        asking("p1", GPU, 1),
+        asking("p2", GPU_MILLI, 800),
+        asking("p3", GPU_MILLI, 150),
+        asking("p4", GPU_MILLI, 700),
+    ]
+    place(snapshot, *pods)
+    assert devices(snapshot, *pods) == [(0,), (1,), (2,), (2,), (0,)]
+    assert snapshot.gpu_left.tolist() == [[0, 0, 50, 1000]]
+    for one in pods:
+        snapshot.undo(one.metadata.uid)
+    assert snapshot.gpu_left.tolist() == [[1000] * 4]
 
 
-@both
-def test_pods_without_devices_keep_away_from_idle_ones(decide: Decide) -> None:
-    where = cluster([box("a", 4), node("b", cpu=500)])
-    assert place(decide, where, *pods(what(cpu=400))) == ["b"]
+def test_devices_that_do_not_suffice_are_the_reason() -> None:
+    snapshot = snapshot_of(machine("a", 1), machine("b", 2), node("c"))
+    plan = place(snapshot, asking("p0", GPU, 3), asking("p1", GPU_MILLI, 2000), asking("p2", GPU, 2))
+    reasons = [dict(refusal.explanation.counts) for refusal in plan.refusals]
+    assert [binding.node for binding in plan.bindings] == ["b"]
+    assert reasons == [{"Insufficient shoal.dev/gpu": 3}, {"Insufficient shoal.dev/gpu": 3}]
 
 
-@both
-def test_a_node_that_lost_a_device_has_no_debts(decide: Decide) -> None:
-    """Of its two devices the second is gone, with a pod still on it; another node has more."""
-    where = cluster([box("a", 1), box("b", 4)], [on("a", whole(1), "x", devices=(1,))])
-    assert one(decide, where, whole(1)).node == "a"
-    where.hold(on("a", share(600), "y", devices=(0,)))
-    where.nodes["b"] = box("b", 4, ready=False)
-    assert one(decide, where, share(400)).devices == (0,)
-    where = cluster([box("a", 1), box("b", 2)], [on("a", whole(1), "x", devices=(1,))])
-    where.pods |= {f"y{i}": on("b", whole(1), f"y{i}", devices=(i,)) for i in range(2)}
-    assert place(decide, where, *pods(what(cpu=100))) == ["b"], "idle devices are counted as they are"
+def test_what_bound_pods_say_of_their_devices_is_believed() -> None:
+    bound = asking("old", GPU_MILLI, 600)
+    bound.spec.nodeName = "a"
+    bound.metadata.annotations[GPU_DEVICES] = "1"
+    snapshot = snapshot_of(machine("a", 2), bound)
+    assert snapshot.gpu_left.tolist() == [[1000, 400]]
+    new = asking("new", GPU_MILLI, 400)
+    place(snapshot, new)
+    assert devices(snapshot, new) == [(1,)]
+
+
+def test_a_pod_without_devices_keeps_away_from_idle_ones() -> None:
+    snapshot = snapshot_of(machine("a", 2, cpu="64"), node("b", cpu="4"))
+    assert [binding.node for binding in place(snapshot, asking("p")).bindings] == ["b"]
+
+
+def test_a_share_goes_where_it_breaks_up_least() -> None:
+    """The pods that are there ask for whole devices: a rest on b is of no use to them, all of a is."""
+    others = [asking(f"w{i}", GPU, 1) for i in range(3)]
+    rest = asking("rest", GPU_MILLI, 500)
+    for one in (*others, rest):
+        one.spec.nodeName = "b"
+    for one, device in zip((*others, rest), ("0", "1", "2", "3"), strict=True):
+        one.metadata.annotations[GPU_DEVICES] = device
+    snapshot = snapshot_of(machine("a", 1), machine("b", 8), *others, rest)
+    assert [binding.node for binding in place(snapshot, asking("p", GPU_MILLI, 500)).bindings] == ["b"]
