@@ -18,6 +18,8 @@ from shoal.proto import logs
 log = logging.getLogger("shoal.agent.hollow")
 FILES_PER_NODE, OTHER_FILES = 2, 200
 JOINS_PER_SECOND = 200  # below what a master admits
+JOINS_AT_ONCE = 100  # a busy master would otherwise time them out, to be tried again with all that it costs
+WAIT_S = 0.1
 TELL_S = 1.0
 QUIET_KEEPALIVE: Sequence[tuple[str, Any]] = (
     ("grpc.keepalive_time_ms", 30_000),  # thousands of connections to one place: heartbeats find out sooner
@@ -70,6 +72,8 @@ async def _serve(config: HollowConfig, count: int, identity: IdentityOf, say: Ca
             nodes.append(node)
             running.append(loop.create_task(node.session.run()))
             await _pause(stop, 1 / JOINS_PER_SECOND)
+            if index % JOINS_AT_ONCE == 0:
+                await _caught_up(nodes, stop)
         gc.collect()
         gc.freeze()
         await stop.wait()
@@ -78,6 +82,12 @@ async def _serve(config: HollowConfig, count: int, identity: IdentityOf, say: Ca
         for task in running:
             task.cancel()
         await asyncio.gather(teller, *running, return_exceptions=True)
+
+
+async def _caught_up(nodes: Sequence[HollowNode], stop: asyncio.Event) -> None:
+    """Waits until few are still joining."""
+    while len(nodes) - sum(node.session.connected for node in nodes) > JOINS_AT_ONCE and not stop.is_set():
+        await _pause(stop, WAIT_S)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

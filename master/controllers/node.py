@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 from shoal.master.controllers.base import (
     Controller,
@@ -80,15 +81,19 @@ class Beats:
 
 
 def controller(beats: Callable[[], Beats]) -> Controller:
-    return Controller("node", {"Node": sweep_key}, partial(_call, beats))
+    return Controller("node", {"Node": sweep_key}, partial(_call, beats, {}))
 
 
 def sweep_key(_view: View, _event: Event) -> Iterable[Key]:
     return (SWEEP,)
 
 
-def _call(beats: Callable[[], Beats], view: View, _key: Key, now: float) -> Outcome:
-    return reconcile(view, SWEEP, now, beats())
+def _call(beats: Callable[[], Beats], fine: Fine, view: View, _key: Key, now: float) -> Outcome:
+    return reconcile(view, SWEEP, now, beats(), fine)
+
+
+# Nodes that are as they should be while they are heard of, and their names; by identity, as a message never changes.
+Fine: TypeAlias = dict[int, tuple[o.Node, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +106,22 @@ class Verdict:
     taint: str
 
 
-def reconcile(view: View, _key: Key, now: float, beats: Beats) -> Outcome:
-    """Judges every node; those without enough evidence stay as they are."""
-    nodes = [node for node in view.all("Node") if isinstance(node, o.Node) and not terminating(node)]
+HEARD = Verdict("True", "AgentReady", "its agent is heard of", "")
+
+
+def reconcile(view: View, _key: Key, now: float, beats: Beats, fine: Fine | None = None) -> Outcome:
+    """Judges every node; those without enough evidence stay as they are. `fine` is kept from one call to the next."""
+    fine = {} if fine is None else fine
+    nodes, total = doubtful(view, beats, fine)
     outcome = Outcome(again=SWEEP_SECONDS)
-    vanished = brake(nodes, now, beats)
+    vanished = brake(nodes, total, now, beats)
     words = []
     for node in nodes:
         mark_pressure(node, now, outcome)
-        verdict = judge(node, beats, vanished, len(nodes))
+        verdict = judge(node, beats, vanished, total)
         if verdict is None or settled(node, verdict):
+            if verdict == HEARD and pressure_taints(node) == sorted(pressed(node)):
+                fine[id(node)] = (node, node.metadata.name)
             continue
         outcome.changes.append(pronounce(node, verdict, now))
         before = condition(node.status.conditions, "Ready")
@@ -123,6 +134,23 @@ def reconcile(view: View, _key: Key, now: float, beats: Beats) -> Outcome:
     if words:
         outcome.did = "; ".join(words)
     return outcome
+
+
+def doubtful(view: View, beats: Beats, fine: Fine) -> tuple[list[o.Node], int]:
+    """The nodes that have to be looked at, and how many there are. The others are fine, and have not missed a beat."""
+    nodes, still, total = list[o.Node](), Fine(), 0
+    fresh = beats.clock - beats.grace + beats.period
+    for node in view.all("Node"):
+        known = fine.get(id(node))
+        if known is not None and beats.last_seen.get(known[1], float("-inf")) >= fresh:
+            still[id(node)] = known
+            total += 1
+        elif isinstance(node, o.Node) and not terminating(node):
+            nodes.append(node)
+            total += 1
+    fine.clear()
+    fine.update(still)
+    return nodes, total
 
 
 def describe(verdict: Verdict) -> str:
@@ -182,11 +210,11 @@ def judge(node: o.Node, beats: Beats, vanished: int, total: int) -> Verdict | No
         found = condition(node.status.conditions, type_)
         if found is not None and found.status == "False":
             return Verdict("False", type_.replace("Ready", "NotReady"), found.message, NOT_READY)
-    return Verdict("True", "AgentReady", "its agent is heard of", "")
+    return HEARD
 
 
-def brake(nodes: list[o.Node], now: float, beats: Beats) -> int:
-    """How many nodes vanished within one grace period, when that is too many; else 0.
+def brake(nodes: Sequence[o.Node], total: int, now: float, beats: Beats) -> int:
+    """How many nodes of so many vanished within one grace period, when that is too many; else 0.
     A node that has missed all but one beat counts already: when the first is given up, the others must show."""
     early = beats.grace - beats.period
     times = []
@@ -204,7 +232,7 @@ def brake(nodes: list[o.Node], now: float, beats: Beats) -> int:
     # A whole number of beats' jitter and one sweep may lie between the verdicts on nodes that vanished together.
     window = beats.grace + beats.period
     worst = max((bisect_right(times, at + window) - index for index, at in enumerate(times)), default=0)
-    return worst if worst > BRAKE_NODES and worst > BRAKE_SHARE * len(nodes) else 0
+    return worst if worst > BRAKE_NODES and worst > BRAKE_SHARE * total else 0
 
 
 # ---- writing ----

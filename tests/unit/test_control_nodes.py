@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from shoal.master.controllers import deployment, eviction, gc, podgc, replicaset
 from shoal.master.controllers import node as nodes
-from shoal.master.controllers.base import condition, instant, seconds
+from shoal.master.controllers.base import condition, instant, seconds, set_condition
 from shoal.master.controllers.node import Beats
 from shoal.master.model import Delete, Key, Modify, Object
 from shoal.proto.v1 import objects_pb2 as o
@@ -382,3 +383,37 @@ def test_a_deleted_pod_that_was_never_bound_goes_at_once() -> None:
     c = Cluster(1, going, held)
     assert c.pod("p") is None
     assert c.pod("q") is not None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nodes_that_were_fine_are_passed_over_only_while_nothing_about_them_changes(seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"n{i}" for i in range(8)]
+    world = World([namespace(), *(node(name, is_ready=False) for name in names)])
+    fine: nodes.Fine = {}
+    seen = dict.fromkeys(names, 100.0)
+    passed_over = 0
+    for step in range(80):
+        clock = 100.0 + step
+        seen |= {name: clock for name in names if rng.random() < rng.choice((0.05, 0.9))}
+        if rng.random() < 0.3:
+            kind, status = rng.choice(("MemoryPressure", "RuntimeReady")), rng.choice(("True", "False"))
+            world.commit(Modify(Key("Node", "", rng.choice(names)), reports(kind, status, clock)))
+        beats = Beats(clock, seen, 0.0, PERIOD)
+        plain = nodes.reconcile(world, nodes.SWEEP, clock, beats)
+        again = nodes.reconcile(world, nodes.SWEEP, clock, beats, fine)
+        passed_over += len(fine)
+        assert [change.key for change in again.changes if isinstance(change, Modify)] == [
+            change.key for change in plain.changes if isinstance(change, Modify)
+        ]
+        assert (again.said, again.did) == (plain.said, plain.did)
+        world.apply(plain.changes)
+    assert passed_over > 100, "most nodes are fine most of the time"
+
+
+def reports(kind: str, status: str, now: float) -> Callable[[Object], bool]:
+    def edit(found: Object) -> bool:
+        assert isinstance(found, o.Node)
+        return set_condition(found.status.conditions, o.Condition(type=kind, status=status), now)
+
+    return edit
