@@ -256,17 +256,20 @@ class Session:
 
     # ---- down ----
     async def _receive_all(self, talk: _Talk, address: str) -> Ended:
-        while True:
-            try:
-                down = await talk.stream.receive()
-            except LinkLost as fault:
-                return Ended(f"the session was lost: {fault}", welcomed=True)
-            if down is None:
-                return Ended("the master ended the session", welcomed=True)
-            self.last_contact = asyncio.get_running_loop().time()
-            ended = await self._take(down, talk, address)
-            if ended is not None:
-                return ended
+        while (ended := await self._receive(talk, address)) is None:
+            pass
+        return ended
+
+    async def _receive(self, talk: _Talk, address: str) -> Ended | None:
+        """One message; nothing of it is kept while the next one is waited for."""
+        try:
+            down = await talk.stream.receive()
+        except LinkLost as fault:
+            return Ended(f"the session was lost: {fault}", welcomed=True)
+        if down is None:
+            return Ended("the master ended the session", welcomed=True)
+        self.last_contact = asyncio.get_running_loop().time()
+        return await self._take(down, talk, address)
 
     async def _take(self, down: s.Down, talk: _Talk, address: str) -> Ended | None:
         match down.WhichOneof("message"):

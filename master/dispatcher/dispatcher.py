@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from shoal.master.controllers.base import Said
@@ -229,14 +229,21 @@ class Dispatcher:
     # ---- one agent ----
     async def serve(self, stream: Stream, node: str, address: str = "") -> None:
         """Holds the session of the agent whose certificate names `node`; returns when it is over."""
+        admitted = await self._admit(stream, node, address)
+        if isinstance(admitted, s.Reject):
+            await self._refuse(stream, node, admitted)
+            return
+        await self._hold(stream, *admitted)
+
+    async def _admit(self, stream: Stream, node: str, address: str) -> tuple[Peer, frozenset[str]] | s.Reject:
+        """Who has come, and the pods that it holds; its Node is written. Nothing else of its Hello is kept."""
         try:
             async with asyncio.timeout(self._config.hello_patience):
                 first = await stream.receive()
         except TimeoutError:
             first = None
         if first is None or first.WhichOneof("message") != "hello":
-            await self._refuse(stream, node, _reject("Protocol", "the first message of a session must be Hello"))
-            return
+            return _reject("Protocol", "the first message of a session must be Hello")
         hello = first.hello
         peer = Peer(node, hello.instance_id, hello.boot_id, address)
         rejection = self._objection(hello, peer)
@@ -250,14 +257,9 @@ class Dispatcher:
                 del self._joining[node]
             if rejection is None and self.view.get("Node", "", node) is None:
                 rejection = _reject("Busy", "the node was deleted as it joined", self._config.busy_retry)
-        if rejection is not None:
-            await self._refuse(stream, node, rejection)
-            return
-        await self._hold(stream, peer, {pod.uid for pod in hello.pods})
+        return rejection or (peer, frozenset(pod.uid for pod in hello.pods))
 
-    async def _hold(self, stream: Stream, peer: Peer, held: set[str]) -> None:
-        node = self.view.get("Node", "", peer.node)
-        assert isinstance(node, o.Node), "joined a moment ago"
+    async def _hold(self, stream: Stream, peer: Peer, held: Collection[str]) -> None:
         over = statuses.over_without(self.view, peer.node, held)
         session = Session(stream, peer, f"{self._rng.getrandbits(64):016x}", self, over)
         if (older := self._sessions.get(peer.node)) is not None:
@@ -269,8 +271,17 @@ class Dispatcher:
         self.counters.accepted += 1
         self._joined(peer.node)
         log.info("node %s: session %s from %s", peer.node, session.id, peer.address or "unknown")
+        try:
+            await session.run(self._welcome(session))
+        finally:
+            self._end(session)
+            log.info("node %s: session %s is over", peer.node, session.id)
+
+    def _welcome(self, session: Session) -> s.Welcome:
+        node = self.view.get("Node", "", session.peer.node)
+        assert isinstance(node, o.Node), "joined a moment ago"
         jitter = self._rng.uniform(0.9, 1.0)
-        welcome = s.Welcome(
+        return s.Welcome(
             protocol=PROTOCOL,
             session_id=session.id,
             epoch=self._authority.epoch,
@@ -279,11 +290,6 @@ class Dispatcher:
             pod_cidr=node.spec.podCIDR,
             cluster_cidr=self._config.cluster_cidr,
         )
-        try:
-            await session.run(welcome)
-        finally:
-            self._end(session)
-            log.info("node %s: session %s is over", peer.node, session.id)
 
     def _end(self, session: Session) -> None:
         session.close()

@@ -144,12 +144,16 @@ class Session:
     async def _receive_loop(self) -> None:
         while not self.closed.is_set():
             await self._room.wait()
-            message = await self._stream.receive()
-            if message is None:
+            if not await self._receive_one():
                 break
-            if not self.closed.is_set():
-                self._feed.heard(self, message)
         self.close()
+
+    async def _receive_one(self) -> bool:
+        """In a function of its own: nothing of the last message is kept while the next one is waited for."""
+        message = await self._stream.receive()
+        if message is not None and not self.closed.is_set():
+            self._feed.heard(self, message)
+        return message is not None
 
     async def _send_loop(self) -> None:
         self._wake.set()
@@ -194,7 +198,8 @@ class Session:
         if self._parts:
             return s.Down(assignments=self._parts.popleft())
         if message is not None:
-            self._position = message.results_in
+            self._position = s.Position()  # a copy: a part of a message would keep all of it in memory
+            self._position.CopyFrom(message.results_in)
             self._note_volumes([message])
             return s.Down(assignments=message)
         return None
