@@ -22,6 +22,7 @@ from shoal.proto.v1 import objects_pb2 as o
 OBJECTS = 500  # of one plan
 DIFFERENCES = 50  # of one object that are told
 MOST_MOVES = 1000
+ANOTHER = "-x"  # ends the name of a pod that is counted
 USUAL_MOVES = 20
 SERVERS_OWN = ("status", "metadata.generation", "metadata.annotations[shoal.dev/last-applied")
 HIDDEN = (o.Secret, o.ConfigMap)  # of which no value is shown
@@ -90,10 +91,10 @@ class Planning:
         limit = request.limit or fit.MOST_PODS
         async with self._copies.copy() as rehearsal:
             response = c.FitResponse(revision=rehearsal.overlay.revision)
-            planned = await self._try_apply(rehearsal, request.objects, "fit")
+            planned = await self._try_apply(rehearsal, [_another(sent) for sent in request.objects], "fit")
             refused = next((one for one in planned if one.HasField("failure")), None)
             if refused is not None:
-                raise Invalid(f"{compare.shown(refused.key)}: {refused.failure.message}")
+                raise Invalid(f"{compare.shown(_as_sent(refused.key))}: {refused.failure.message}")
             rehearsal.settle_events()
             for one in planned:
                 pod = fit.pod_in(rehearsal.overlay, Key(one.key.kind, one.key.namespace, one.key.name))
@@ -101,7 +102,7 @@ class Planning:
                     found: fit.Fit = await breathe(
                         fit.fit(rehearsal.snapshot, Scheduler(self._profiles), fit.class_of(pod), limit)
                     )
-                    response.results.append(_fit_result(one.key, found))
+                    response.results.append(_fit_result(_as_sent(one.key), found))
         if not response.results:
             raise Invalid("nothing in it has pods: give Pods, Deployments or ReplicaSets")
         return response
@@ -209,6 +210,20 @@ def differences(old: Object, new: Object) -> list[str]:
         found = [one.partition(" (")[0] for one in found]
     more = [f"and {len(found) - DIFFERENCES} more"] if len(found) > DIFFERENCES else []
     return found[:DIFFERENCES] + more
+
+
+def _another(sent: c.Object) -> c.Object:
+    """A pod under another name: it may be there already, and another one is asked about."""
+    if sent.kind != "Pod" or (key := _key_in(sent)) is None or not key.name:
+        return sent
+    pod = o.Pod.FromString(sent.body)
+    pod.metadata.name = key.name + ANOTHER
+    return c.Object(kind="Pod", body=pod.SerializeToString())
+
+
+def _as_sent(key: c.Key) -> c.Key:
+    name = key.name.removesuffix(ANOTHER) if key.kind == "Pod" else key.name
+    return c.Key(kind=key.kind, namespace=key.namespace, name=name)
 
 
 # ---- messages ----

@@ -303,6 +303,14 @@ async def test_fit_counts_per_node_and_says_what_is_missing(master: Master) -> N
     assert "short of 2000m" in second.reason
 
 
+async def test_more_of_a_pod_that_is_there_are_counted(master: Master) -> None:
+    await put(master, w.node("n1", cpu="4"))
+    there, wanted = w.pod("web", node="n1", cpu="1"), w.pod("web", cpu="1", memory="1Gi")
+    await put(master, there)
+    answer = await master.service.fit(c.FitRequest(objects=sent(wanted)))
+    assert [(one.key.name, one.count) for one in answer.results] == [("web", 3)]
+
+
 async def test_fit_stops_at_the_limit(master: Master) -> None:
     await put(master, w.node("n1"))
     answer = await master.service.fit(c.FitRequest(objects=sent(wished(cpu="1m")), limit=7))
