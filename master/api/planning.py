@@ -111,15 +111,16 @@ class Planning:
         if not 0 <= request.max_moves <= MOST_MOVES:
             raise Invalid(f"at most {request.max_moves} moves: give 1 to {MOST_MOVES}")
         async with self._copies.copy() as rehearsal:
-            candidates: list[rebalance.Candidate] = await breathe(moving.candidates(rehearsal))
+            movable: moving.Movable = await breathe(moving.movable(rehearsal))
             snapshot = rehearsal.snapshot
             before = dict(zip(snapshot.names, rebalance.loads(snapshot).tolist(), strict=True))
             limit = request.max_moves or USUAL_MOVES
             plan: rebalance.Moves = await breathe(
-                rebalance.plan_rebalance(snapshot, Scheduler(self._profiles), candidates, limit)
+                rebalance.plan_rebalance(snapshot, Scheduler(self._profiles), movable.pods, limit)
             )
             after = dict(zip(snapshot.names, rebalance.loads(snapshot).tolist(), strict=True))
-            response = c.RebalanceResponse(stopped=plan.stopped, revision=rehearsal.overlay.revision)
+            stopped = plan.stopped if movable.pods else f"no pod may be moved: {movable.words() or 'there is none'}"
+            response = c.RebalanceResponse(stopped=stopped, revision=rehearsal.overlay.revision)
             for move in plan.moves:
                 pod = rehearsal.overlay.by_uid(move.uid)
                 assert isinstance(pod, o.Pod)

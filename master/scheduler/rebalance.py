@@ -67,11 +67,7 @@ def plan_rebalance(
     while len(found.moves) < limit:
         move = yield from _next_move(snapshot, scheduler, left)
         if move is None:
-            found.stopped = (
-                f"no further move makes a full node less full by {MIN_GAIN:.0%} or more"
-                if left
-                else "no pod may be moved"
-            )
+            found.stopped = f"no further move makes a full node less full by {MIN_GAIN:.0%} or more"
             return found
         found.moves.append(move)
         left[move.source] = [waiting for waiting in left[move.source] if waiting.uid != move.uid]

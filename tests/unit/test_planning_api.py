@@ -348,7 +348,10 @@ async def test_what_a_budget_forbids_is_not_moved(master: Master) -> None:
         await running(master, wished(name, 1), ["n1"])
     await put(master, budget("a", allowed=0, app="a"), budget("b", allowed=0, app="b"))
     found = await master.service.rebalance(c.RebalanceRequest())
-    assert (list(found.moves), found.stopped) == ([], "no pod may be moved")
+    assert (list(found.moves), found.stopped) == ([], "no pod may be moved: 2 held by disruption budgets")
+    await put(master, w.pod("bare", node="n1", cpu="1"))
+    found = await master.service.rebalance(c.RebalanceRequest())
+    assert found.stopped == "no pod may be moved: 2 held by disruption budgets, 1 without a replicaset"
 
 
 # ---- evict ----
