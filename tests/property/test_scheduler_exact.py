@@ -14,7 +14,8 @@ import pytest
 from shoal.master.scheduler.classes import compile_class
 from shoal.master.scheduler.core import Scheduler, order
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, TOGETHER, Case, case, large_case
+from tests.reference.generate import DECIDED, TOGETHER, Case, case
+from tests.reference.large import large_case
 from tests.reference.objects import pod_object
 from tests.reference.scheduler import order as plain_order
 from tests.reference.scheduler import schedule

@@ -40,7 +40,6 @@ FEATURES = (
     "leaving",
 )
 DECIDED = tuple(name for name in FEATURES if name not in ("priority", "nominated", "budgets"))
-LARGE = tuple(name for name in DECIDED if name not in ("volumes", "profiles"))
 TOGETHER = (  # features that act on each other, looked at without the rest
     ("spread", "soft_spread", "selector", "taints", "leaving"),
     ("spread", "soft_spread", "node_affinity", "preferred_nodes"),
@@ -271,6 +270,21 @@ def _sorted(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     return tuple(sorted(set(rules), key=lambda rule: (rule.key, rule.operator, rule.values)))
 
 
+def important(what: PodClass, cpu: int) -> PodClass:
+    """Of high priority; asks for that much cpu, if for any, so that several pods must go for it."""
+    if cpu:
+        amounts, others = dict(what.requests), len(what.images) - 1
+        load = cpu + others * UNSAID_CPU, what.load[1]
+        tolerances = {*what.tolerances, Tolerance(MEMORY_PRESSURE, True, "", "NoSchedule")}
+        what = replace(
+            what,
+            requests=tuple(sorted((amounts | {"cpu": cpu}).items())),
+            load=load,
+            tolerances=tuple(sorted(tolerances, key=lambda t: (t.key, t.exists, t.value, t.effect))),
+        )
+    return replace(what, priority=100, preempts=True)
+
+
 def joined(what: PodClass, space: str, group: str) -> PodClass:
     """The class as a member of a group there."""
     return replace(
@@ -302,7 +316,7 @@ def case(seed: int, features: Collection[str] = FEATURES, *, all_of_them: bool =
     if "volumes" in on:
         _storage(maker, cluster)
     if "budgets" in on:
-        cluster.budgets = [_budget(maker) for _ in range(rng.choice([1, 2]))]
+        cluster.budgets = [a_budget(maker) for _ in range(rng.choice([1, 2]))]
     if "gangs" in on:
         for name in ("g0", "g1"):
             space = rng.choice(["default", "default", "other"])
@@ -312,32 +326,7 @@ def case(seed: int, features: Collection[str] = FEATURES, *, all_of_them: bool =
     return Case(seed, on, cluster, _queue(maker, cluster, kinds))
 
 
-def large_case(seed: int) -> Case:
-    """Many nodes of few kinds and long runs: what places runs as a whole has much to get wrong here."""
-    rng = random.Random(seed)
-    on = tuple(name for name in LARGE if rng.random() < rng.choice([0.1, 0.3]))
-    maker = Maker(rng, on)
-    kinds = [maker.node("") for _ in range(rng.choice([1, 3, 10]))]
-    cluster = Cluster()
-    for number in range(rng.choice([70, 100, 150])):
-        name, like = f"n{number:03}", rng.choice(kinds)
-        labels = {**like.labels, HOSTNAME: name}
-        cluster.nodes[name] = replace(like, name=name, labels=labels, ready=rng.random() > 0.05)
-    cluster.spaces = {"default": {}, "other": {"team": "red"}, "third": {"team": "blue"}}
-    queue: list[Pod] = []
-    for _ in range(rng.choice([1, 2, 3])):
-        what, number = maker.what(), rng.choice([5, 40, 120, 250])
-        if maker.chance("gangs"):
-            cluster.groups["default", f"g{len(queue)}"] = Group(
-                rng.choice([4, number // 2]), rng.choice(["", RACK, ZONE])
-            )
-            what = joined(what, "default", f"g{len(queue)}")
-        for _ in range(number):
-            queue.append(Pod(f"q{len(queue):03}", what, len(queue)))
-    return Case(seed, on, cluster, queue)
-
-
-def _budget(maker: Maker) -> Budget:
+def a_budget(maker: Maker) -> Budget:
     return Budget(
         maker.rng.choice(["default", "default", "other"]), maker.pod_selector(), maker.rng.choice([0, 0, 1, 2])
     )
@@ -354,13 +343,13 @@ def _bound(maker: Maker, cluster: Cluster, kinds: Sequence[PodClass]) -> None:
             what = replace(what, priority=rng.choice([-5, 0, 0, what.priority]))
         if name in cluster.nodes and reason(Look(cluster, what), cluster.nodes[name]) and rng.random() < 0.9:
             continue
-        nominated = maker.chance("nominated", 0.2)
+        nominated = "nominated" in maker.on and rng.random() < 0.15
         pod = Pod(
             f"b{number}",
             what,
             rng.randrange(5),
             name,
-            not nominated and maker.chance("leaving", 0.2),
+            "leaving" in maker.on and not nominated and rng.random() < 0.15,
             nominated,
             name=f"{rng.choice('abc')}{number}",
         )
@@ -383,7 +372,7 @@ def _queue(maker: Maker, cluster: Cluster, kinds: Sequence[PodClass]) -> list[Po
             space, group = rng.choice([*cluster.groups, *cluster.groups, ("default", "missing")])
             what = joined(what, space, group)
         if maker.chance("priority", 0.3):
-            what = replace(what, priority=100, preempts=True)
+            what = important(what, rng.choice([0, 0, 1500, 3000]))
         for _ in range(rng.choice([1, 1, 2, 3, 5, 12])):
             number = len(queue)
             queue.append(Pod(f"q{number}", what, number // 4, name=f"{rng.choice('abc')}{number}"))
