@@ -6,7 +6,8 @@ import pytest
 
 from shoal.master.scheduler import place
 from tests.property.test_scheduler_exact import SEEDS, check
-from tests.reference.generate import case, large_case
+from tests.reference.generate import case
+from tests.reference.large import large_case
 
 FEATURES = ("selector", "anti_affinity", "spread", "soft_spread", "siblings", "profiles", "preferred_pods", "taints")
 
