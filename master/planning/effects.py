@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from shoal.master.controllers.base import controller_of, terminating
 from shoal.master.model import FINAL_PHASES, Key, Record, key_of
 from shoal.master.planning.rehearsal import Rehearsal
+from shoal.master.scheduler.affinity import image_name
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 
@@ -96,7 +97,7 @@ def fetches(rehearsal: Rehearsal) -> list[c.ImageFetch]:
     have = {node.metadata.name: {name for image in node.status.images for name in image.names} for node in nodes}
     wanted: set[tuple[str, str]] = set()
     for pod in _newcomers(rehearsal):
-        wanted |= {(pod.spec.nodeName, full_name(image)) for image in _images(pod)}
+        wanted |= {(pod.spec.nodeName, image_name(image)) for image in _images(pod)}
     lacking = sorted(pair for pair in wanted if pair[1] not in have.get(pair[0], ()))
     return [c.ImageFetch(node=node, image=image, bytes=sizes.get(image, 0)) for node, image in lacking]
 
@@ -110,14 +111,3 @@ def _newcomers(rehearsal: Rehearsal) -> Iterator[o.Pod]:
 
 def _images(pod: o.Pod) -> Iterable[str]:
     return (container.image for container in (*pod.spec.initContainers, *pod.spec.containers) if container.image)
-
-
-def full_name(image: str) -> str:
-    """As nodes name it: docker.io/library/nginx:latest for nginx (distribution/reference, familiar names)."""
-    name, at, digest = image.partition("@")
-    head, slash, rest = name.partition("/")
-    if not slash or not ("." in head or ":" in head or head == "localhost"):
-        head, rest = "docker.io", name if slash else f"library/{name}"
-    if not at and ":" not in rest.rpartition("/")[2]:
-        rest += ":latest"
-    return f"{head}/{rest}{at}{digest}"

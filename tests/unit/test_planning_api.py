@@ -381,3 +381,54 @@ async def test_evictions_ask_the_budgets(master: Master) -> None:
     assert not is_leaving(second)
     with pytest.raises(Invalid, match="only a Pod can"):
         await master.service.evict(c.EvictRequest(request_id="e", key=c.Key(kind="Node", name="n1")))
+
+
+# ---- what else decides ----
+async def test_a_gang_that_does_not_fit_waits_whole(master: Master) -> None:
+    await put(master, w.node("n1", cpu="2"))
+    group = o.PodGroup(apiVersion="scheduling.x-k8s.io/v1alpha1", kind="PodGroup")
+    group.metadata.name, group.spec.minMember = "gang", 3
+    wish = wished(replicas=3)
+    wish.spec.template.metadata.labels["scheduling.x-k8s.io/pod-group"] = "gang"
+    plan = await planned(master, group, wish)
+    assert fates(plan.pods) == {("pending", ""): 3}
+    await put(master, w.node("n2", cpu="1"))
+    plan = await planned(master, group, wish)
+    assert fates(plan.pods) == {("created", "n1"): 2, ("created", "n2"): 1}
+
+
+async def test_a_claim_ties_its_pods_to_one_node(master: Master) -> None:
+    await put(master, w.node("n1"), w.node("n2"))
+    claim = o.PersistentVolumeClaim(apiVersion="v1", kind="PersistentVolumeClaim")
+    claim.metadata.name = "disk"
+    claim.spec.accessModes.append("ReadWriteOnce")
+    claim.spec.resources.requests["storage"].text = "1Gi"
+    wish = wished(replicas=2)
+    volume = wish.spec.template.spec.volumes.add(name="d")
+    volume.persistentVolumeClaim.claimName = "disk"
+    wish.spec.template.spec.containers[0].volumeMounts.add(name="d", mountPath="/d")
+    plan = await planned(master, claim, wish)
+    assert fates(plan.pods) == {("created", "n1"): 2}
+
+
+async def test_gated_pods_wait_for_their_gates(master: Master) -> None:
+    await put(master, w.node("n1"))
+    pod = w.pod("gated")
+    pod.spec.schedulingGates.add(name="example.com/later")
+    plan = await planned(master, pod)
+    assert [(one.fate, one.reason) for one in plan.pods] == [("pending", "its scheduling gates are closed")]
+
+
+async def test_pods_go_by_priority_and_profile(master: Master) -> None:
+    """bin-packing fills the fuller node; and what is more important comes first."""
+    await put(master, w.node("n1", cpu="4"), w.node("n2", cpu="4"), w.pod("there", node="n2", cpu="1", phase="Running"))
+    packed = wished("packed", 2)
+    packed.spec.template.spec.schedulerName = "bin-packing"
+    assert fates((await planned(master, packed)).pods) == {("created", "n2"): 2}
+    top = o.PriorityClass(apiVersion="scheduling.k8s.io/v1", kind="PriorityClass", value=1000)
+    top.metadata.name = "top"
+    first, second = wished("a-first", 7), wished("z-second", 3)
+    second.spec.template.spec.priorityClassName = "top"
+    plan = await planned(master, top, first, second)
+    waiting = [pod.owner.name for pod in plan.pods if pod.fate == "pending"]
+    assert waiting == ["a-first"] * 3
