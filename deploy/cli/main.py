@@ -64,7 +64,10 @@ VERBS = {
 }
 NO_CLUSTER = ("up", "down", "config", "completion", "logout", "scheduler")  # verbs that ask no cluster
 UNWIND_SECONDS = 1.0  # for an interrupted verb to clean up
-EPILOG = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain. `exec` passes on its command's."
+EPILOG = (
+    "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 waited in vain, 4 it was asked to tell (with "
+    "--detailed-exitcode) and something would change. `exec` passes on its command's."
+)
 
 
 class ReaderGone(Exception):

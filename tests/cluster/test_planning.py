@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -191,15 +195,45 @@ def test_rebalancing_moves_pods_where_it_said_and_then_has_nothing_to_do(shoal: 
     assert "after 0 moves; no further move makes a full node less full" in shoal("rebalance")
 
 
-def test_rebalancing_stops_when_a_replacement_does_not_become_ready(shoal: Shoal) -> None:
+def crowd_of_sets(shoal: Shoal) -> None:
+    """Three ReplicaSets on node-1 that work, but whose next pods never become ready."""
     cpu = share(shoal, 0.2)
 
     def sets(delay: int) -> list[str]:
         probe = f', readinessProbe: {{initialDelaySeconds: {delay}, periodSeconds: 1, exec: {{command: ["true"]}}}}'
-        return [deployment(name, 1, cpu, probe).replace("kind: Deployment", "kind: ReplicaSet") for name in "ab"]
+        return [deployment(name, 1, cpu, probe).replace("kind: Deployment", "kind: ReplicaSet") for name in "abc"]
 
     crowd(shoal, *sets(0))
-    shoal.apply("---\n".join(sets(3600)))  # of the pods that are made from now on
+    shoal.apply("---\n".join(sets(3600)))
+
+
+def test_rebalancing_stops_when_a_replacement_does_not_become_ready(shoal: Shoal) -> None:
+    crowd_of_sets(shoal)
     shoal("rebalance", "--timeout", "3s", code=1)
     assert "is not ready in time" in shoal.err
     assert "stopped in move 1 of 1; 0 were not begun" in shoal.err
+
+
+def test_rebalancing_can_be_interrupted(shoal: Shoal) -> None:
+    """What was begun goes on without it; nothing else is touched."""
+    crowd_of_sets(shoal)
+    before = {pod["metadata"]["uid"] for pod in shoal.items("pods")}
+    command = [sys.executable, "-m", "shoal.deploy.cli.main", "rebalance"]
+    running = subprocess.Popen(
+        command,
+        env=os.environ | {"SHOAL_CONFIG": str(shoal.config)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    end = time.monotonic() + WAIT_SECONDS
+    while {pod["metadata"]["uid"] for pod in shoal.items("pods")} <= before:
+        assert time.monotonic() < end and running.poll() is None, running.communicate()
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=WAIT_SECONDS)
+    assert running.returncode == 130
+    assert "Traceback" not in told
+    found = until_bound(shoal, 3, 3)
+    assert found == {("a", "node-2"): 1, ("b", "node-1"): 1, ("c", "node-1"): 1}

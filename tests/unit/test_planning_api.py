@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from shoal.master.api.faults import Invalid
+from shoal.master.api import copying
+from shoal.master.api.faults import Invalid, Timeout
 from shoal.master.core import Master
-from shoal.master.model import Delete, Fault, Key, Object, key_of
+from shoal.master.model import Delete, Fault, Key, Object, Unavailable, key_of
 from shoal.master.planning import rehearsal
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
@@ -432,3 +434,21 @@ async def test_pods_go_by_priority_and_profile(master: Master) -> None:
     plan = await planned(master, top, first, second)
     waiting = [pod.owner.name for pod in plan.pods if pod.fate == "pending"]
     assert waiting == ["a-first"] * 3
+
+
+async def test_too_many_questions_and_too_long_ones_are_refused(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(master, w.node("n1"))
+    request = c.PlanRequest(objects=sent(wished()))
+    crowd = copying.AT_ONCE + copying.WAITING
+    answers = await asyncio.gather(*(master.service.plan(request) for _ in range(crowd + 2)), return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, Unavailable)]
+    assert len(refused) == 2
+    assert f"{crowd} plans are being made" in str(refused[0])
+    assert all(isinstance(answer, c.PlanResponse) for answer in answers if answer not in refused)
+    monkeypatch.setattr(copying, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(Timeout, match="ask for less at once"):
+        await master.service.plan(request)
+    monkeypatch.undo()
+    assert (await master.service.plan(request)).pods
