@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from bench.plain import ZONE, PlainLoop
 
 from shoal.master.model import Event, Key, Record
-from shoal.master.scheduler.classes import PodClass
+from shoal.master.scheduler.classes import GROUP_LABEL, PodClass
 from shoal.master.scheduler.core import Plan, Scheduler, Waiting, order
 from shoal.master.scheduler.snapshot import Hold, Snapshot
 from shoal.master.scheduler.terms import PodMatch, PodTerm, Rule, Selector, Spread
@@ -27,7 +27,10 @@ HEADLINE = 5000  # nodes, of the last line
 ZONES = 10
 PREFILLED = 0.3  # of each node's cpu, about
 GIB = 1 << 30
-HOSTNAME = "kubernetes.io/hostname"
+HOSTNAME, RACK = "kubernetes.io/hostname", "rack"
+NODES_PER_RACK = 40
+GANGS, GANG_MEMBERS = 20, 4
+PREEMPTORS = 20
 IMAGE = "docker.io/library/app:1"
 PLAIN_LOOKS = 60_000  # nodes that the plain loop looks at for one figure
 MIXED_CLASSES, MIXED_WINDOW = 500, 1000
@@ -42,6 +45,7 @@ def make_node(number: int, rng: random.Random) -> o.Node:
     made.metadata.uid = f"uid-{number}"
     made.metadata.labels.update({HOSTNAME: made.metadata.name, ZONE: f"zone-{number % ZONES}"})
     made.metadata.labels["disk"] = rng.choice(["ssd", "hdd"])
+    made.metadata.labels[RACK] = f"rack-{number // NODES_PER_RACK:05d}"
     cores = rng.choice([16, 32, 64])
     for name, text in (("cpu", f"{cores}"), ("memory", f"{cores * rng.choice([4, 8])}Gi")):
         made.status.allocatable[name].text = text
@@ -191,6 +195,50 @@ def measure(base: Snapshot, name: str, repeat: int) -> Figure:
     return Figure(len(queue) / best, len(sample) / seconds, refused)
 
 
+# ---- gangs and preemption ----
+def gang_ms(base: Snapshot) -> float:
+    """Milliseconds of CPU per gang of four that is placed within one rack, all racks looked at."""
+    snapshot, queue = base.clone(), []
+    for number in range(GANGS):
+        name = f"gang-{number}"
+        group = o.PodGroup(kind="PodGroup")
+        group.metadata.namespace, group.metadata.name = "default", name
+        group.spec.minMember, group.spec.topologyKey = GANG_MEMBERS, RACK
+        record = Record(Key("PodGroup", "default", name), group, b"", 1, 1)
+        snapshot.apply([Event(record.key, 1, None, record)])
+        pods = pod_class(name, 1000 + number, GIB)
+        labels = (*pods.labels, (GROUP_LABEL, name))
+        queue += [replace(pods, group=name, labels=tuple(sorted(labels)))] * GANG_MEMBERS
+    started = time.process_time()
+    plan = Scheduler().schedule(snapshot, queue_of(queue))
+    spent = time.process_time() - started
+    racks = {(b.waiting.pods.group, snapshot.nodes.facts[b.node].labels[RACK]) for b in plan.bindings}
+    assert len(plan.bindings) == len(queue) and len(racks) == GANGS, "a gang is not whole, or in several racks"
+    return spent * 1000 / GANGS
+
+
+def preemption_ms(base: Snapshot) -> float | None:
+    """Milliseconds of CPU per pod that finds its victims on a full cluster; every pod is of a class of its own."""
+    rng, snapshot = random.Random(3), base.clone()
+    cpu = snapshot.resource_row("cpu")
+    assert cpu is not None
+    for row, name in enumerate(snapshot.names):
+        each = int(snapshot.left[cpu, row]) // 3 // 250 * 250
+        for number in range(3):
+            pods = replace(pod_class("low", each, GIB), priority=rng.randint(-5, 5))
+            uid = f"low-{row}-{number}"
+            snapshot.commit(uid, Hold(name, pods, key=Key("Pod", "default", uid), arrival=(row, uid)))
+    kinds = [replace(pod_class(f"high-{n}", 4000 + n, GIB), priority=100) for n in range(PREEMPTORS)]
+    started = time.process_time()
+    plan = Scheduler().schedule(snapshot, queue_of(kinds))
+    spent = time.process_time() - started
+    assert not plan.bindings, "the cluster is not full"
+    if not plan.preemptions:
+        return None
+    assert len(plan.preemptions) == PREEMPTORS, "some pods found no victims"
+    return spent * 1000 / PREEMPTORS
+
+
 def profile(base: Snapshot, name: str) -> None:
     queue = WORKLOADS[name](len(base), random.Random(7))
     profiler, snapshot = cProfile.Profile(), base.clone()
@@ -219,6 +267,10 @@ def main() -> None:
             print(f"{size:6} {name:12} {one.per_s:9,.0f} {one.plain_per_s:10,.1f} {one.ratio:7,.0f} {one.refused:7}")
             if size == HEADLINE:
                 found[name] = one
+        if not args.only and not args.profile:
+            print(f"{size:6} a gang of {GANG_MEMBERS} within a rack: {gang_ms(base):.2f} ms")
+            if (spent := preemption_ms(base)) is not None:
+                print(f"{size:6} a preemption: {spent:.2f} ms")
     if len(found) == len(WORKLOADS):
         figures = " ".join(f"{name}_per_s={one.per_s:.0f}" for name, one in found.items())
         print(f"{figures} vs_plain={min(one.ratio for one in found.values()):.0f}")

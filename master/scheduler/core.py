@@ -83,6 +83,7 @@ class Scheduler:
     def schedule(self, snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:
         """In the order of the queue (see `order`); each run is judged anew."""
         plan = Plan()
+        snapshot.counts.tidy()
         for run in runs(queue, snapshot.nominated):
             for one in run.waiting if snapshot.nominated else ():
                 if one.uid in snapshot.nominated:

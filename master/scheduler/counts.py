@@ -115,9 +115,6 @@ class Counts:
     def state(self, pods: PodClass) -> ClassState:
         found = self._states.get(pods)
         if found is None:
-            if len(self._states) >= self._limit:
-                self._forget_idle()
-                self._limit = 2 * max(IDLE_LIMIT, len(self._states))
             found = self._states[pods] = ClassState(pods, dict(pods.labels))
             for bucket in _places(found):
                 self._alike.setdefault(bucket, {})[found] = None
@@ -126,7 +123,10 @@ class Counts:
             self._link(found)
         return found
 
-    def _forget_idle(self) -> None:
+    def tidy(self) -> None:
+        """Forgets classes without pods when they have become many. Between plans: a plan holds on to its states."""
+        if len(self._states) < self._limit:
+            return
         for pods, state in list(self._states.items()):
             if not state.on:
                 del self._states[pods]
@@ -136,6 +136,7 @@ class Counts:
                         del self._alike[bucket]
                 self._leave_group(state)
                 self._unlist(state)
+        self._limit = 2 * max(IDLE_LIMIT, len(self._states))
 
     def _leave_group(self, state: ClassState) -> None:
         name = state.pods.namespace, state.pods.group

@@ -1,12 +1,14 @@
-"""Batches decide what single pods would also when few nodes of a large cluster are listed first: with small limits."""
+"""What is fast decides what is plain also at its limits: few nodes of a large cluster listed, caches that are full."""
 
 from __future__ import annotations
 
 import pytest
 
-from shoal.master.scheduler import place
+from shoal.master.scheduler import core, counts, nodes, owners, place, snapshot
+from shoal.master.scheduler.core import Scheduler
 from tests.property.test_scheduler_exact import SEEDS, check
-from tests.reference.generate import case
+from tests.reference import bridge
+from tests.reference.generate import DECIDED, case
 from tests.reference.large import large_case
 
 FEATURES = ("selector", "anti_affinity", "spread", "soft_spread", "siblings", "profiles", "preferred_pods", "taints")
@@ -23,5 +25,33 @@ def test_the_best_nodes_of_each_domain_are_enough(shard: int, monkeypatch: pytes
 def test_long_runs_take_the_best_nodes_of_each_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, "FEW", 1)
     monkeypatch.setattr(place, "SORTED_AT_ONCE", 0)
-    for seed in range(0, SEEDS, 50):
+    for seed in range(0, SEEDS, 200):
         check(large_case(6_000_000 + seed))
+
+
+@pytest.mark.parametrize("shard", range(2))
+def test_full_caches_change_nothing(shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one of each, everything is dropped and made again."""
+    for module in (counts, owners):
+        monkeypatch.setattr(module, "KEEP_AT_LEAST", 1)
+        monkeypatch.setattr(module, "BUDGET_BYTES", 0)
+    monkeypatch.setattr(counts, "IDLE_LIMIT", 1)
+    monkeypatch.setattr(snapshot, "JOURNAL_LIMIT", 2)
+    monkeypatch.setattr(core, "FRAMES_LIMIT", 1)
+    monkeypatch.setattr(nodes, "MASKS_LIMIT", 1)
+    for seed in range(shard, SEEDS // 5, 2):
+        check(case(seed + 7_000_000, DECIDED))
+
+
+def test_a_clone_is_decided_on_alone() -> None:
+    """A plan on a copy is the plan on the original, and leaves that as it was."""
+    for seed in range(0, SEEDS, 10):
+        made = case(seed + 8_000_000, DECIDED)
+        original = bridge.snapshot_of(made.cluster)
+        waiting = [bridge.waiting(pod) for pod in made.queue]
+        copy = original.clone()
+        first = bridge.outcomes(Scheduler().schedule(copy, waiting), copy, made.queue)
+        assert not bridge.differences(made.cluster, original), f"seed {seed}"
+        second = bridge.outcomes(Scheduler().schedule(original, waiting), original, made.queue)
+        assert first == second, f"seed {seed}"
+        assert copy.revision == original.revision
