@@ -54,18 +54,6 @@ def forbids(budget: o.PodDisruptionBudget, pod: o.Pod) -> str:
     return f"it needs {status.desiredHealthy} healthy pods and has {status.currentHealthy}"
 
 
-def take(budget: o.PodDisruptionBudget) -> Modify:
-    """One disruption less is allowed, until its controller has counted anew."""
-
-    def edit(found: Object) -> bool:
-        if not isinstance(found, o.PodDisruptionBudget) or found.status.disruptionsAllowed <= 0:
-            return False
-        found.status.disruptionsAllowed -= 1
-        return True
-
-    return Modify(key_of(budget), edit, uid=budget.metadata.uid)
-
-
 def grant(budget: o.PodDisruptionBudget, pod: o.Pod, now: float) -> Modify:
     """Takes one disruption for this pod, if there is one on committed state, and writes the pod down, so that it counts
     as gone from this moment on; `granted` says whether it did."""

@@ -220,7 +220,8 @@ def _evict(rehearsal: Rehearsal, guards: budgets.Guards, pod: o.Pod, node: str) 
             return Blocked(key_of(pod), node, key_of(budget), why)
     uid = pod.metadata.uid
     rehearsal.causes[uid] = f"its node {node} is drained"
-    rehearsal.write([*map(budgets.take, counting), end(key_of(pod), uid, rehearsal.now)])
+    grants = [budgets.grant(one, pod, rehearsal.now) for one in counting if not budgets.bypasses(one, pod)]
+    rehearsal.write([*grants, end(key_of(pod), uid, rehearsal.now)])
     return None
 
 

@@ -252,6 +252,17 @@ async def test_a_drain_that_a_budget_forbids_is_told(master: Master) -> None:
     assert "needs 1 healthy pods and has 1" in found.blocked[0].reason
 
 
+async def test_a_drain_goes_on_when_replacements_are_ready(master: Master) -> None:
+    """The budget allows one at a time; its controller counts anew on the copy."""
+    await put(master, w.node("n1"), w.node("n2"))
+    pods = await running(master, wished(replicas=3), ["n1", "n1", "n1"])
+    await put(master, budget("web", allowed=1, healthy=3, desired=2, app="web"))
+    found = await what_if(master, drain=["n1"])
+    assert not found.blocked
+    assert fates(found.pods) == {("deleted", "n1"): 3, ("created", "n2"): 3}
+    assert {pod.uid for pod in found.pods if pod.fate == "deleted"} == {pod.metadata.uid for pod in pods}
+
+
 async def test_more_nodes_take_what_waits(master: Master) -> None:
     await put(master, w.node("n1", cpu="2"), w.pod("p1", cpu="2"), w.pod("p2", cpu="2"), w.pod("p3", cpu="2"))
     found = await what_if(master, add=[c.WhatIfRequest.Added(count=2, like="n1")])
