@@ -339,9 +339,9 @@ class SchedulingLoop:
         if len(good) < len(preemptions):
             sure = {one.waiting.uid for one in good}
             failed = [one for one in preemptions if one.waiting.uid not in sure]
-            self._hear(freed(self.books.spare(failed)))
             for one in failed:
                 self._back_off(one.waiting.uid)
+            self._hear(freed(self.books.spare(failed)))
         for one in good:
             if one.victims:
                 self.meter.preempted(len(one.victims))

@@ -81,7 +81,9 @@ class Queue:
             heapq.heappush(self._ready, (pending.place, uid))
 
     def delay(self, uid: str, when: float) -> None:
+        """No event brings it back sooner: what failed may fail again."""
         if uid in self.pods:
+            self.lot.leave(uid)
             heapq.heappush(self.later, (when, uid))
 
     def due(self, time: float) -> None:

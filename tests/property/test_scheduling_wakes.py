@@ -203,16 +203,18 @@ class Chance:
 
 
 def overlooked(loop: SchedulingLoop) -> list[str]:
-    """Pods that wait, though a fresh look at all of them places one or finds somebody to evict for it."""
-    waiting = [loop.queue.pods[uid] for uid in loop.queue.lot.where]
+    """Pods that wait, though a fresh look at all of them places one or finds somebody to evict for it; and nominated
+    ones that could go somewhere as things are."""
     assert not loop.queue.active and not loop.queue.later
-    held = {one.waiting.uid for one in waiting if one.node}
-    snapshot = loop.snapshot.clone()
-    plan = Scheduler().schedule(snapshot, order([one.waiting for one in waiting]))
-    moved = [f"{one.waiting.uid} fits {one.node}: {one.waiting.pods}" for one in plan.bindings]
-    return moved + [
-        f"{one.waiting.uid} may push on {one.node}" for one in plan.preemptions if one.waiting.uid not in held
-    ]
+    waiting = [loop.queue.pods[uid] for uid in loop.queue.lot.where]
+    plan = Scheduler().schedule(loop.snapshot.clone(), order([one.waiting for one in waiting if not one.node]))
+    wrong = [f"{one.waiting.uid} fits {one.node}: {one.waiting.pods}" for one in plan.bindings]
+    wrong += [f"{one.waiting.uid} may push on {one.node}: {one.waiting.pods}" for one in plan.preemptions]
+    for pending in waiting:
+        if pending.node:
+            alone = Scheduler().schedule(loop.snapshot.clone(), [pending.waiting])
+            wrong += [f"{one.waiting.uid}, nominated, fits {one.node}: {one.waiting.pods}" for one in alone.bindings]
+    return wrong
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
