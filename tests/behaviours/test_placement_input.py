@@ -135,3 +135,35 @@ def test_spread_over_one_domain_is_even_but_not_over_two(world: World) -> None:
     wide["spec"]["topologySpreadConstraints"] = spread(HOST, minDomains=2)
     world.apply(wide)
     told(world, "a3", "1 node(s) didn't match pod topology spread constraints")
+
+
+def test_a_gated_pod_waits_is_narrowed_down_and_goes_when_the_gate_is_gone(world: World) -> None:
+    gated = pod("p", container(SLEEP), schedulingGates=[{"name": "example.com/quota"}])
+    world.apply(gated)
+    told(world, "p", "Waits for its scheduling gates to be removed: example.com/quota")
+    assert "SchedulingGated" in world.shoal("get", "pod", "p")
+    node = world.cluster.plan.nodes[1].name
+    gated["spec"]["nodeSelector"] = {HOST: node}
+    world.apply(gated)
+    gated["spec"]["schedulingGates"] = []
+    world.apply(gated)
+    assert world.phase("p", "Running")["spec"]["nodeName"] == node
+    gated["spec"]["schedulingGates"] = [{"name": "example.com/late"}]
+    assert "spec.schedulingGates: can only be removed" in world.refused(gated)
+
+
+def test_a_cordoned_node_gets_no_new_pods_and_keeps_those_it_has(world: World) -> None:
+    node = world.cluster.plan.nodes[0].name
+    here = {"nodeSelector": {HOST: node}}
+    world.apply(pod("before", container(SLEEP), **here))
+    world.phase("before", "Running")
+    manifest: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}
+    world.cluster.shoal("apply", "-f", world.write({**manifest, "spec": {"unschedulable": True}}))
+    try:
+        assert f"{node}   Ready,SchedulingDisabled" in world.cluster.shoal("get", "nodes")
+        world.apply(pod("after", container(SLEEP), **here))
+        told(world, "after", "untolerated taint {node.kubernetes.io/unschedulable:NoSchedule}")
+        assert world.pod("before")["status"]["phase"] == "Running"
+    finally:
+        world.cluster.shoal("apply", "-f", world.write(manifest))
+    assert world.phase("after", "Running")["spec"]["nodeName"] == node
