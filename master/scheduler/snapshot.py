@@ -415,20 +415,20 @@ class Snapshot:
 
     def _reshape(self, before: Mapping[str, int]) -> None:
         """New rows in the order of names; what stays keeps its figures, what is new counts its pods."""
-        old = (self.alloc, self.left, self.load, self.ready)
-        kept = [(index, before[name]) for name, index in self.row.items() if name in before]
-        to, came = [index for index, _ in kept], [index for _, index in kept]
+        come = np.fromiter((before.get(name, -1) for name in self.names), dtype=np.int64, count=len(self))
+        new = come < 0
+        old = {table: getattr(self, table) for table in ("alloc", "left", "load", "room", "size", "ready")}
+        devices = self.gpu_left
         self._empty_tables(len(self))
         self.counts.resize(len(self))
         self.owners.resize()
-        self.alloc[:, to], self.left[:, to], self.load[:, to] = (table[:, came] for table in old[:3])
-        self.ready[to] = old[3][came]
-        for name, index in self.row.items():
-            if name not in before:
-                for hold in self.pods_on(name).values():
-                    self._use(self.counts.state(hold.pods), index, 1)
-            self._set_devices(index, self.nodes.facts[name])
-        self._derive(slice(None))
+        if len(before):
+            for table, values in old.items():
+                getattr(self, table)[..., ~new] = values[..., come[~new]]
+            self.gpu_left = np.where(new[:, None], 0, devices[come])
+        for index in np.flatnonzero(new).tolist():
+            for hold in self.pods_on(self.names[index]).values():
+                self._use(self.counts.state(hold.pods), index, 1)
 
     def _set_row(self, index: int, facts: NodeFacts) -> None:
         for name in facts.alloc:
