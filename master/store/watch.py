@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequ
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
-from shoal.master.model import Event, Expired, Key, Object, Record
+from shoal.master.model import KINDS, Event, Expired, Key, Object, Record
 
 WINDOW_EVENTS = 50_000
-WINDOW_BYTES = 64 << 20  # of bodies; their messages take about three times as much
+WINDOW_BYTES = 64 << 20  # of bodies
+PARSED_EVENTS = 1000  # that have their messages; more than most watchers are behind
 BATCH_EVENTS = 500
 BATCH_BYTES = 1 << 20  # a message stays below gRPC's 4 MiB: the last revision adds at most 1 MiB, or one object
 BOOKMARK_PERIOD_S = 30.0
@@ -32,49 +33,92 @@ class WatchBatch:
     events: Sequence[WatchEvent]
 
 
-class Window:
-    """The newest events, whole revisions. Complete for every revision above `floor`."""
+class _Packed(NamedTuple):
+    """An event without its parsed messages; each state is body, revision and create revision."""
 
-    def __init__(self, limit: int = WINDOW_EVENTS, limit_bytes: int = WINDOW_BYTES) -> None:
-        self._limit, self._limit_bytes = limit, limit_bytes
+    key: Key
+    revision: int
+    old: tuple[bytes, int, int] | None
+    new: tuple[bytes, int, int] | None
+
+
+class Window:
+    """The newest events, whole revisions. Complete for every revision above `floor`. Few ask for what is older than a
+    moment, so of that only the bytes are kept: a parsed message takes several times as much."""
+
+    def __init__(
+        self, limit: int = WINDOW_EVENTS, limit_bytes: int = WINDOW_BYTES, parsed: int = PARSED_EVENTS
+    ) -> None:
+        self._limit, self._limit_bytes, self._most_parsed = limit, limit_bytes, parsed
         self.reset(0)
 
     def reset(self, revision: int) -> None:
         """Forgets all: what lies at or before `revision` cannot be told event by event."""
         self.floor = revision
         self._revisions: list[int] = []
-        self._events: list[list[Event]] = []
+        self._events: list[list[Event] | tuple[_Packed, ...]] = []
+        self._sizes: list[int] = []
         self._count = self._bytes = 0
+        self._packed = self._parsed = 0  # how many revisions are packed, and how many events are not
 
     def append(self, revision: int, events: list[Event]) -> None:
         self._revisions.append(revision)
         self._events.append(events)
+        self._sizes.append(_size(events))
         self._count += len(events)
-        self._bytes += _size(events)
+        self._parsed += len(events)
+        self._bytes += self._sizes[-1]
+        while self._parsed > self._most_parsed and self._packed < len(self._events) - 1:
+            self._pack(self._packed)
         if self._count > self._limit + self._limit // 4 or self._bytes > self._limit_bytes + self._limit_bytes // 4:
             self._trim()
+
+    def _pack(self, at: int) -> None:
+        """The next one that is not packed yet."""
+        events = [event for event in self._events[at] if isinstance(event, Event)]
+        self._events[at] = tuple(
+            _Packed(event.key, event.revision, _state(event.old), _state(event.new)) for event in events
+        )
+        self._packed += 1
+        self._parsed -= len(events)
 
     def _trim(self) -> None:
         """Down to the limits, but never the newest revision."""
         cut = 0
         while (self._count > self._limit or self._bytes > self._limit_bytes) and cut < len(self._revisions) - 1:
             self._count -= len(self._events[cut])
-            self._bytes -= _size(self._events[cut])
+            self._bytes -= self._sizes[cut]
+            if cut >= self._packed:
+                self._parsed -= len(self._events[cut])
             cut += 1
         if cut:
             self.floor = self._revisions[cut - 1]
-            del self._revisions[:cut], self._events[:cut]
+            del self._revisions[:cut], self._events[:cut], self._sizes[:cut]
+            self._packed = max(0, self._packed - cut)
 
     def after(self, revision: int) -> Iterator[tuple[int, list[Event]]]:
         """(revision, events) above `revision`, in order. Raises Expired."""
         self.check(revision)
         for at in range(bisect_right(self._revisions, revision), len(self._revisions)):
-            yield self._revisions[at], self._events[at]
+            events = self._events[at]
+            yield self._revisions[at], events if isinstance(events, list) else [_unpacked(one) for one in events]
 
     def check(self, revision: int) -> None:
         """Raises Expired when events after `revision` have been dropped."""
         if revision < self.floor:
             raise Expired(f"revision {revision} is too old: events are kept from {self.floor} on; list again")
+
+
+def _state(record: Record | None) -> tuple[bytes, int, int] | None:
+    return None if record is None else (record.body, record.revision, record.created)
+
+
+def _unpacked(one: _Packed) -> Event:
+    return Event(one.key, one.revision, _record(one.key, one.old), _record(one.key, one.new))
+
+
+def _record(key: Key, state: tuple[bytes, int, int] | None) -> Record | None:
+    return None if state is None else Record(key, KINDS[key.kind].FromString(state[0]), *state)
 
 
 def _size(events: Sequence[Event]) -> int:

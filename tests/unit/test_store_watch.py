@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -15,6 +16,7 @@ from shoal.master.model import (
     Event,
     Expired,
     Invalid,
+    Key,
     Modify,
     NotLeader,
     Object,
@@ -22,6 +24,7 @@ from shoal.master.model import (
     Unavailable,
 )
 from shoal.master.store import keys
+from shoal.master.store.codec import body_of
 from shoal.master.store.memory import Memory, MemoryEtcd
 from shoal.master.store.port import Put
 from shoal.master.store.port import WatchBatch as PortBatch
@@ -510,3 +513,26 @@ def test_less_history_is_kept_when_etcd_fills_up() -> None:
         server.close()
 
     virtual(main())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_window_keeps_as_bytes_comes_out_as_it_went_in(seed: int) -> None:
+    rng = random.Random(seed)
+    plain, packing = Window(60, parsed=10**6), Window(60, parsed=rng.randrange(5))
+    now: dict[Key, Record] = {}
+    for revision in range(1, 120):
+        events = []
+        for name in rng.sample("abcdef", rng.randrange(4)):
+            key = Key("ConfigMap", "default", name)
+            old = now.pop(key, None)
+            new = None
+            if old is None or rng.random() < 0.7:
+                made = o.ConfigMap(kind="ConfigMap", data={"x": str(revision)})
+                made.metadata.name = name
+                new = now[key] = Record(key, made, body_of(made), revision, old.created if old else revision)
+            events.append(Event(key, revision, old, new))
+        for window in (plain, packing):
+            window.append(revision, events)
+        since = rng.randrange(plain.floor, revision + 1)
+        assert list(packing.after(since)) == list(plain.after(since)) and packing.floor == plain.floor
+    assert sum(isinstance(events, tuple) for events in packing._events) > 10
