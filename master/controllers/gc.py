@@ -36,6 +36,8 @@ def namespace_controller() -> Controller:
 
 def family_keys(view: View, event: Event) -> Iterable[Key]:
     """The object when it may have to go, its dependents when it has gone, its owners when they wait for it."""
+    if _stands_alone(event):
+        return ()
     keys: list[Key] = []
     records = [record for record in (event.old, event.new) if record is not None]
     if event.new is not None and (terminating(event.new.message) or _owners_changed(event)):
@@ -49,6 +51,19 @@ def family_keys(view: View, event: Event) -> Iterable[Key]:
         if owner is not None and terminating(owner):
             keys.append(key_of(owner))
     return keys
+
+
+def _stands_alone(event: Event) -> bool:
+    """By far the most frequent: an object without owners that stays."""
+    if event.new is None:
+        return False
+    now = event.new.message.metadata
+    if now.ownerReferences or now.HasField("deletionTimestamp"):
+        return False
+    if event.old is None:
+        return True
+    before = event.old.message.metadata
+    return not before.ownerReferences and before.uid == now.uid
 
 
 def _owners_changed(event: Event) -> bool:

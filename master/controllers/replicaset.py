@@ -49,6 +49,8 @@ def _call(rng: Rng, view: View, key: Key, now: float) -> Outcome:
 def pod_keys(view: View, event: Event) -> Iterable[Key]:
     """The owners of the pod; for an orphan every ReplicaSet that could adopt it."""
     keys = owner_keys(event, "ReplicaSet")
+    if not keys and next(iter(view.all("ReplicaSet", event.key.namespace)), None) is None:
+        return keys
     pod = event.new.message if event.new else None
     if pod is None or controller_of(pod) is not None or terminating(pod) or not news_of_orphan(event):
         return keys

@@ -67,6 +67,8 @@ def class_keys(view: View, event: Event) -> Iterable[Key]:
 def pod_keys(_view: View, event: Event) -> Iterable[Key]:
     """The claims of a pod that came, was placed, or ended."""
     old, new = (record.message if record else None for record in (event.old, event.new))
+    if not any(isinstance(pod, o.Pod) and pod.spec.volumes for pod in (old, new)):
+        return ()
     if isinstance(old, o.Pod) and isinstance(new, o.Pod) and _use(old) == _use(new):
         return ()
     named = {(pod.metadata.namespace, name) for pod in (old, new) if isinstance(pod, o.Pod) for name in claims_of(pod)}

@@ -164,8 +164,10 @@ class Dispatcher:
     def _tell(self, event: Event) -> None:
         old = event.old.message if event.old else None
         new = event.new.message if event.new else None
-        if isinstance(old, o.Pod) or isinstance(new, o.Pod):
+        if event.key.kind == "Pod":
             pod_old, pod_new = (m if isinstance(m, o.Pod) else None for m in (old, new))
+            if not any(pod is not None and pod.spec.nodeName for pod in (pod_old, pod_new)):
+                return  # no node has anything to do with it
             for uid, node in _assignment_changes(pod_old, pod_new):
                 session = self._sessions.get(node)
                 if session is not None and uid in session.over:

@@ -120,7 +120,7 @@ class Cache:
             self._sorted.pop(key.kind, None)
         self._records.setdefault(key.kind, {}).setdefault(key.namespace, {})[key.name] = new
         self._uids[new.message.metadata.uid] = new
-        self._indexes.put(new)
+        self._indexes.put(new, old)
 
     def _remove(self, old: Record) -> None:
         key = old.key

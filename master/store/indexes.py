@@ -58,6 +58,16 @@ def _of_volume(volume: o.PersistentVolume) -> Iterator[Entry]:
     yield ("given", given) if given else ("free", volume.spec.storageClassName)
 
 
+def _found_alike(old: Record, new: Record) -> bool:
+    """A pod of which the status alone has changed is in the same indexes, unless it has ended."""
+    if new.key.kind != "Pod":
+        return False
+    was, now = cast(o.Pod, old.message), cast(o.Pod, new.message)
+    if (was.status.phase in FINAL_PHASES) != (now.status.phase in FINAL_PHASES):
+        return False
+    return was.spec == now.spec and was.metadata == now.metadata
+
+
 class Indexes:
     """Entry -> the objects in it, newest state. What `find` gives is live: use it before the next await."""
 
@@ -68,12 +78,17 @@ class Indexes:
     def find(self, entry: Entry) -> Collection[Object]:
         return self._objects.get(entry, _NOTHING).values()
 
-    def put(self, record: Record) -> None:
-        key, entries = record.key, entries_of(record)
+    def put(self, record: Record, old: Record | None = None) -> None:
+        """`old` is the record that this one replaces, when it is known."""
+        key = record.key
         before = self._entries.get(key, ())
-        if before != entries:
-            self._leave(key, [entry for entry in before if entry not in entries])
-            self._entries[key] = entries
+        if old is not None and _found_alike(old, record):
+            entries = before
+        else:
+            entries = entries_of(record)
+            if before != entries:
+                self._leave(key, [entry for entry in before if entry not in entries])
+                self._entries[key] = entries
         for entry in entries:
             self._objects.setdefault(entry, {})[key] = record.message
 
