@@ -58,13 +58,14 @@ class HollowNode:
         rng: random.Random,
         now: Callable[[], float],
         later: Later,
+        shapes: dict[bytes, bytes] | None = None,
     ) -> None:
-        """`report` is shared by all nodes of the process: nobody changes it."""
+        """`report`, and `shapes` (see HollowPods), are shared by all nodes of the process."""
         name = config.name(index)
         self.position = Position()
         self.incarnation = ""
         outbox = Outbox(int(now() * 1000))  # grows from one start to the next, as the clock does
-        self.pods = HollowPods(name, outbox.put, now, later, config.start_s)
+        self.pods = HollowPods(name, outbox.put, now, later, config.start_s, shapes)
         self.session = Session(
             SessionConfig(
                 node=name,

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from shoal.agent.pods.facts import INIT, ContainerFacts, containers_of
 from shoal.agent.pods.spec import NodeFacts
-from shoal.agent.pods.status import PENDING, RUNNING_PHASE, TERMINAL, PodView, final_phase, pod_status
+from shoal.agent.pods.status import PENDING, RUNNING_PHASE, TERMINAL, PodView, final_phase, pod_status, time_of
 from shoal.agent.runtime.port import Exit
 from shoal.agent.state import RunNote
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
+SHAPES = 1000
+SCHEDULED = "PodScheduled"
 FIRST_ADDRESS = 2  # of the node's range: 1 is the node's own end of it
 
 
@@ -44,7 +46,9 @@ class HollowPods:
         now: Callable[[], float],
         later: Callable[[float, Callable[[], None]], object],
         start_s: float = 0.0,
+        shapes: dict[bytes, bytes] | None = None,
     ) -> None:
+        """`shapes` is shared by the nodes of a process: statuses of running pods, by the bytes of their specs."""
         self.pods: dict[str, HollowPod] = {}
         self._facts = NodeFacts(node, "", 0, "")
         self._send = send
@@ -54,6 +58,7 @@ class HollowPods:
         self._network: ipaddress.IPv4Network | None = None
         self._next = FIRST_ADDRESS
         self._taken: set[str] = set()
+        self._shapes = shapes if shapes is not None else {}
 
     def use_range(self, pod_cidr: str) -> None:
         """Pods that begin from now on get their addresses from this range."""
@@ -137,15 +142,65 @@ class HollowPods:
     # ---- what is said of it ----
     def _report(self, uid: str, known: HollowPod, pod: o.Pod) -> None:
         now = self._now()
-        containers = [*containers_of(pod).values()]
-        for facts in containers:
-            _play(facts, known, now)
         if known.ended and known.phase not in TERMINAL:
-            known.phase = final_phase(containers)
-        stopped_at = now if known.ended else 0.0
-        view = PodView(pod, containers, self._facts, known.address, known.start_time, known.ended, stopped_at)
-        status = pod_status(view, known.phase)
+            known.phase = final_phase(_played(pod, known, now))
+        status = self._running(uid, known, pod) if known.phase == RUNNING_PHASE else self._status(known, pod, now)
         self._send(s.PodReport(uid=uid, namespace=known.namespace, name=known.name, status=status, ended=known.ended))
+
+    def _status(self, known: HollowPod, pod: o.Pod, now: float) -> o.PodStatus:
+        stopped_at = now if known.ended else 0.0
+        containers = _played(pod, known, now)
+        view = PodView(pod, containers, self._facts, known.address, known.start_time, known.ended, stopped_at)
+        return pod_status(view, known.phase)
+
+    def _running(self, uid: str, known: HollowPod, pod: o.Pod) -> o.PodStatus:
+        """As _status has it. Most pods have a spec that another had: then only what is their own is put in."""
+        pod.spec.nodeName = ""
+        shape = pod.spec.SerializeToString()
+        made = self._shapes.get(shape)
+        if made is None:
+            made = self._status(known, pod, self._now()).SerializeToString()
+            if len(self._shapes) >= SHAPES:
+                self._shapes.clear()
+            self._shapes[shape] = made
+        status = o.PodStatus.FromString(made)
+        start = time_of(known.start_time)
+        status.podIP = known.address
+        del status.podIPs[:]
+        if known.address:
+            status.podIPs.add(ip=known.address)
+        status.startTime.CopyFrom(start)
+        status.observedGeneration = pod.metadata.generation
+        _set_conditions(status, pod, start)
+        for container in (*status.initContainerStatuses, *status.containerStatuses):
+            container.containerID = f"shoal://{uid}/{container.name}/0"
+            if container.state.HasField("running"):
+                container.state.running.startedAt.CopyFrom(start)
+            else:
+                ended = container.state.terminated
+                ended.startedAt.CopyFrom(start)
+                ended.finishedAt.CopyFrom(start)
+                ended.containerID = container.containerID
+        return status
+
+
+def _set_conditions(status: o.PodStatus, pod: o.Pod, start: o.Time) -> None:
+    """The pod's own PodScheduled, and since when the others are so."""
+    own = [condition for condition in status.conditions if condition.type != SCHEDULED]
+    scheduled = [condition for condition in pod.status.conditions if condition.type == SCHEDULED]
+    scheduled = scheduled or [o.Condition(type=SCHEDULED, status="True", lastTransitionTime=start)]
+    for condition in own:
+        condition.lastTransitionTime.CopyFrom(start)
+    del status.conditions[:]
+    status.conditions.extend([*scheduled, *own])
+
+
+def _played(pod: o.Pod, known: HollowPod, now: float) -> list[ContainerFacts]:
+    """The pod's containers, having done what they would have done by now."""
+    containers = [*containers_of(pod).values()]
+    for facts in containers:
+        _play(facts, known, now)
+    return containers
 
 
 def _play(facts: ContainerFacts, known: HollowPod, now: float) -> None:

@@ -18,6 +18,7 @@ from shoal.proto import logs
 log = logging.getLogger("shoal.agent.hollow")
 FILES_PER_NODE, OTHER_FILES = 2, 200
 JOINS_PER_SECOND = 200  # below what a master admits
+GC_THRESHOLDS = (10_000, 20, 100)
 JOINS_AT_ONCE = 100  # a busy master would otherwise time them out, to be tried again with all that it costs
 WAIT_S = 0.1
 TELL_S = 1.0
@@ -60,6 +61,7 @@ async def _serve(config: HollowConfig, count: int, identity: IdentityOf, say: Ca
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     rng, report = random.Random(), node_report(config)  # noqa: S311 - for jitter
+    shapes: dict[bytes, bytes] = {}
     nodes: list[HollowNode] = []
     running: list[asyncio.Task[None]] = []
     teller = asyncio.create_task(_tell(nodes, count, say))
@@ -68,7 +70,7 @@ async def _serve(config: HollowConfig, count: int, identity: IdentityOf, say: Ca
             if stop.is_set():
                 break
             connector = GrpcConnector(Pems(*identity(config.name(index))), plain=True, options=QUIET_KEEPALIVE)
-            node = HollowNode(config, index, report, connector, rng, time.time, loop.call_later)
+            node = HollowNode(config, index, report, connector, rng, time.time, loop.call_later, shapes)
             nodes.append(node)
             running.append(loop.create_task(node.session.run()))
             await _pause(stop, 1 / JOINS_PER_SECOND)
@@ -76,6 +78,7 @@ async def _serve(config: HollowConfig, count: int, identity: IdentityOf, say: Ca
                 await _caught_up(nodes, stop)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         await stop.wait()
     finally:
         teller.cancel()

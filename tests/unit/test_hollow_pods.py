@@ -49,6 +49,24 @@ def test_an_assigned_pod_runs_at_once_as_a_real_one_would() -> None:
     assert report.status == real
 
 
+def test_pods_with_the_same_spec_differ_in_what_is_their_own() -> None:
+    shapes: dict[bytes, bytes] = {}
+    reports: list[s.PodReport] = []
+    for number, address in enumerate(("10.244.3.0/24", "10.244.4.0/24", "")):
+        own = make_pod(uid=f"uid-{number}", name=f"web-{number}")
+        own.spec.initContainers.add(name="first", image="init:1")
+        own.spec.nodeName, own.metadata.generation = f"n{number}", number + 1
+        own.status.conditions[0].lastTransitionTime.seconds = number + 5
+        for known in (shapes, {}):
+            pods = HollowPods("n", reports.append, lambda at=NOW + number: at, lambda s, f: None, shapes=known)  # type: ignore[misc]
+            pods.use_range(address)
+            pods.assign(own.metadata.uid, own)
+    assert len(shapes) == 1
+    for shared, alone in zip(reports[::2], reports[1::2], strict=True):
+        assert shared == alone
+    assert len({r.status.SerializeToString() for r in reports}) == 3
+
+
 def test_init_containers_have_done_their_work_and_sidecars_run() -> None:
     pod = make_pod()
     pod.spec.initContainers.add(name="first", image="init:1")
