@@ -272,6 +272,8 @@ class Session:
         return await self._take(down, talk, address)
 
     async def _take(self, down: s.Down, talk: _Talk, address: str) -> Ended | None:
+        if down.HasField("acknowledged"):
+            self._outbox.acknowledge(down.acknowledged.sequence)
         match down.WhichOneof("message"):
             case "assignments":
                 return await self._assigned(down.assignments, talk)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from shoal.master.controllers.base import Said
 from shoal.master.controllers.eviction import give_up
 from shoal.master.dispatcher import deliveries, happenings, nodes, statuses
+from shoal.master.dispatcher.acks import Acks
 from shoal.master.dispatcher.admission import Admission
 from shoal.master.dispatcher.session import Peer, Session
 from shoal.master.dispatcher.status_writer import Counters, StatusWriter
@@ -90,6 +91,7 @@ class Dispatcher:
         self._changes = store.subscribe({"Pod", "Node", *deliveries.DELIVERED})  # from here on nothing is missed
         self._fed = store.view.revision
         self.table = Table(n for n in store.view.all("Node") if isinstance(n, o.Node))
+        self.acks = Acks(lambda: len(self.table))
         self._spreader = Spreader(self.table, self._sessions.values, self._clock)
         for found in store.view.all("Node"):
             if isinstance(found, o.Node):
@@ -146,6 +148,7 @@ class Dispatcher:
         """Another leads: agents are to go there."""
         self._stopped = True
         self._leader_hint = leader
+        self.acks.close()
         close = getattr(self._changes, "close", None)
         if close is not None:
             close()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.master.dispatcher import assignments
+from shoal.master.dispatcher.acks import Acks
 from shoal.master.dispatcher.table import Table
 from shoal.master.model import Key, View
 from shoal.master.ports import Authority, Stream, StreamClosed
@@ -33,6 +34,8 @@ class Feed(Protocol):
     def fed(self) -> int: ...
     @property
     def authority(self) -> Authority: ...
+    @property
+    def acks(self) -> Acks: ...
     def heard(self, session: Session, message: s.Up) -> None: ...
     def held_back(self) -> None: ...
     def nodes_told(self, session: Session) -> None: ...
@@ -72,6 +75,7 @@ class Session:
         self._wake = asyncio.Event()
         self._opens: deque[s.Open] = deque()
         self._status_ack: s.Sequence | None = None
+        self._ack_due = self._ack_held = False
         self._heartbeat_ack: int | None = None
         self._parts: deque[s.Assignments] = deque()
         self._complete_due = True
@@ -107,8 +111,19 @@ class Session:
             self.ack_status(sequence)
 
     def ack_status(self, sequence: s.Sequence) -> None:
-        self._status_ack = sequence
-        self._wake.set()
+        """Goes with the next message, or alone after a while."""
+        self._status_ack = s.Sequence(agent_start=sequence.agent_start, counter=sequence.counter)
+        if not self._ack_held:
+            self._ack_held = self._feed.acks.hold_back(self)
+        if not self._ack_held:
+            self._ack_due = True
+            self._wake.set()
+
+    def ack_now(self) -> None:
+        self._ack_held = False
+        self._ack_due = self._status_ack is not None
+        if self._ack_due:
+            self._wake.set()
 
     def tell_nodes(self) -> None:
         """There is news of the node table; nodes_told says when it has gone out."""
@@ -168,9 +183,17 @@ class Session:
 
     def _next(self) -> s.Down | None:
         """The next message, the small ones first."""
-        if self._status_ack is not None:
-            sequence, self._status_ack = self._status_ack, None
-            return s.Down(status_ack=s.StatusAck(sequence=sequence))
+        acknowledged = self._status_ack
+        if self._ack_due:
+            self._status_ack, self._ack_due = None, False
+            return s.Down(status_ack=s.StatusAck(sequence=acknowledged))
+        down = self._next_news()
+        if down is not None and acknowledged is not None:
+            self._status_ack = None
+            down.acknowledged.sequence.CopyFrom(acknowledged)
+        return down
+
+    def _next_news(self) -> s.Down | None:
         if self._heartbeat_ack is not None:
             number, self._heartbeat_ack = self._heartbeat_ack, None
             return s.Down(heartbeat_ack=s.HeartbeatAck(number=number))

@@ -83,6 +83,7 @@ class Down(_message.Message):
     STATUS_ACK_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -95,6 +96,10 @@ class Down(_message.Message):
     def open(self) -> Global___Open: ...
     @_builtins.property
     def heartbeat_ack(self) -> Global___HeartbeatAck: ...
+    @_builtins.property
+    def acknowledged(self) -> Global___StatusAck:
+        """beside any of these"""
+
     def __init__(
         self,
         *,
@@ -104,10 +109,11 @@ class Down(_message.Message):
         status_ack: Global___StatusAck | None = ...,
         open: Global___Open | None = ...,
         heartbeat_ack: Global___HeartbeatAck | None = ...,
+        acknowledged: Global___StatusAck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "open", b"open", "reject", b"reject", "status_ack", b"status_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "assignments", b"assignments", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "open", b"open", "reject", b"reject", "status_ack", b"status_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "open", b"open", "reject", b"reject", "status_ack", b"status_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "assignments", b"assignments", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "open", b"open", "reject", b"reject", "status_ack", b"status_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "reject", "assignments", "status_ack", "open", "heartbeat_ack"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015

@@ -350,3 +350,14 @@ async def test_unknown_messages_and_broken_assignments_do_no_harm(world: World) 
         pipe.put(broken)
         await until(lambda: pipe.closed)
         assert not agent.worker.machines[UID].stopping
+
+
+@scenario
+async def test_an_acknowledgement_may_come_beside_another_message(world: World) -> None:
+    async with world.running() as agent:
+        pipe = await world.master.welcomed(-1, make_pod())
+        await world.reports(pipe, UID, phase("Running"))
+        assert agent.outbox.unacknowledged
+        last = pipe.of("status")[-1].sequence
+        pipe.put(s.Down(heartbeat_ack=s.HeartbeatAck(number=1), acknowledged=s.StatusAck(sequence=last)))
+        await until(lambda: not agent.outbox.unacknowledged)

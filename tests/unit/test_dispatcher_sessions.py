@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 import pytest
 import pytest_asyncio
 
+from shoal.master.dispatcher.acks import Acks
 from shoal.master.dispatcher.dispatcher import Config, Dispatcher
 from shoal.master.model import Create, Delete, Key, Modify, Object
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 from tests.masterkit import Leader, MemoryStore, MemoryStream, unavailable, until
+from tests.virtual_loop import virtual
 
 NOW = 1_700_000_000.0
 
@@ -593,3 +595,49 @@ async def test_a_flood_of_reports_is_held_back_at_the_stream(bench: Bench) -> No
     assert stream._up.qsize() >= 80
     bench.store.gate.set()
     await until(lambda: stream._up.empty())
+
+
+async def test_in_a_large_cluster_an_acknowledgement_goes_with_the_next_message(bench: Bench) -> None:
+    await bench.store.write([Create(pod_on("a", "one"))])
+    stream = await bench.joined("a")
+    bench.dispatcher.acks._nodes = lambda: 50_000
+    stream.say(report("one", "Running"))
+    await until(lambda: bench.pod("one").status.phase == "Running")
+    session = bench.dispatcher.connected["a"]
+    await until(lambda: session._status_ack is not None)
+    assert stream.silent()
+    stream.say(s.Up(heartbeat=s.Heartbeat(number=7)))
+    down = await stream.hear_only("heartbeat_ack")
+    assert down.acknowledged.sequence.counter == 1 and session._status_ack is None
+    stream.say(s.Up(heartbeat=s.Heartbeat(number=8)))
+    assert not (await stream.hear_only("heartbeat_ack")).HasField("acknowledged"), "once is enough"
+
+
+class Held:
+    def __init__(self) -> None:
+        self.told: list[float] = []
+
+    def ack_now(self) -> None:
+        self.told.append(asyncio.get_running_loop().time())
+
+
+def test_acknowledgements_wait_as_long_as_the_cluster_is_large() -> None:
+    async def main() -> None:
+        nodes, loop = 50, asyncio.get_running_loop()
+        acks = Acks(lambda: nodes)
+        held = [Held() for _ in range(3)]
+        assert not acks.hold_back(held[0]), "in a small cluster nobody waits"
+        nodes = 5000
+        begin = loop.time()
+        for one in held:
+            assert acks.hold_back(one)
+            await asyncio.sleep(1.0)
+        await asyncio.sleep(60.0)
+        assert [one.told[0] - begin for one in held] == pytest.approx([5.0, 6.0, 7.0], abs=0.1)
+        assert all(len(one.told) == 1 for one in held)
+        acks.hold_back(held[0])
+        acks.close()
+        await asyncio.sleep(60.0)
+        assert len(held[0].told) == 1
+
+    virtual(main())
