@@ -93,6 +93,8 @@ def _carried_out(session: Session, path: str) -> tuple[list[Object], Sequence[An
     from shoal.deploy.cli import planfile
 
     plan = planfile.read(path)
+    for obj in plan.objects:
+        _set_namespace(obj, session)
     answer = session.client.carry_out(plan.objects, plan.expected)
     if answer.changed:
         told = [f"{path}: the cluster has changed, so that this plan does not hold any more:"]

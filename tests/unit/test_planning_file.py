@@ -10,6 +10,7 @@ import pytest
 
 from shoal.deploy.cli import planfile
 from shoal.deploy.cli.failures import CommandError
+from shoal.deploy.cli.main import run
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests.planning_world import wished
@@ -37,6 +38,18 @@ def test_a_plan_reads_back_as_it_was_written(plan: Path) -> None:
     assert found.expected.pods[0].node == "n1"
     assert stat.S_IMODE(plan.stat().st_mode) == 0o600
     assert [path.name for path in plan.parent.iterdir()] == ["web.plan"]
+
+
+def test_a_plan_s_namespace_is_not_another_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHOAL_CONFIG", str(tmp_path / "config"))
+    wish = wished()
+    wish.metadata.namespace = "here"
+    path = str(tmp_path / "web.plan")
+    planfile.write(path, [wish], c.PlanResponse())
+    assert run(["apply", "--plan", path, "-n", "there"]) == 1
+    assert 'deployment/web says namespace "here", but -n says "there"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
