@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from shoal.master.model import Event
 from shoal.proto.v1 import objects_pb2 as o
-from tests.reference.cluster import Cluster, Pod
+from tests.reference.cluster import Cluster, Group, Pod
 from tests.reference.generate import Case, Maker, joined
 from tests.reference.objects import (
     added,
@@ -30,13 +30,14 @@ class History:
     known: dict[str, o.Pod] = field(default_factory=dict)  # pods as the snapshot has been told of them
     waiting: dict[str, Pod] = field(default_factory=dict)  # without a node, as far as the store knows
     undone: list[str] = field(default_factory=list)  # uids whose assumed place the store has refused
+    names: list[tuple[str, str]] = field(default_factory=list)  # of groups
     number: int = 0
 
     @staticmethod
     def of(made: Case) -> History:
         """Begins with what is in the case; nominated pods wait."""
         rng = random.Random(made.seed + 1)
-        found = History(rng, Maker(rng, made.on), made.cluster)
+        found = History(rng, Maker(rng, made.on), made.cluster, names=list(made.cluster.groups))
         for pod in made.cluster.pods.values():
             found.known[pod.uid] = pod_object(pod)
             if pod.nominated:
@@ -48,7 +49,7 @@ class History:
         """Created, not yet placed."""
         what = self.maker.what()
         if self.maker.chance("gangs", 0.3):
-            what = joined(what, *self.rng.choice(list(self.cluster.groups)))
+            what = joined(what, *self.rng.choice(self.names))
         events = []
         for _ in range(self.rng.choice([1, 1, 2, 4, 8])):
             pod = Pod(f"q{self.number:03}", what, self.number)
@@ -137,15 +138,25 @@ class History:
             return []
         index = self.rng.randrange(len(self.cluster.budgets))
         old = self.cluster.budgets[index]
+        if self.rng.random() < 0.2:
+            last = self.cluster.budgets.pop()
+            return [gone(budget_object(f"b{len(self.cluster.budgets)}", last))]
         new = replace(old, allowed=self.rng.choice([0, 1, 2]))
         self.cluster.budgets[index] = new
         return [changed(budget_object(f"b{index}", old), budget_object(f"b{index}", new))]
 
     def group(self) -> list[Event]:
-        if not self.cluster.groups:
+        """One comes, goes or changes; pods that name it may be there before and after."""
+        if not self.names:
             return []
-        key = self.rng.choice(list(self.cluster.groups))
-        old = self.cluster.groups[key]
+        key = self.rng.choice(self.names)
+        old = self.cluster.groups.get(key)
+        if old is None:
+            self.cluster.groups[key] = new = Group(self.rng.choice([1, 2, 3]))
+            return [added(group_object(*key, new))]
+        if self.rng.random() < 0.3:
+            del self.cluster.groups[key]
+            return [gone(group_object(*key, old))]
         new = replace(old, minimum=self.rng.choice([1, 2, 3, 5]))
         self.cluster.groups[key] = new
         return [changed(group_object(*key, old), group_object(*key, new))]
