@@ -99,7 +99,6 @@ def plainly(where: Cluster, queue: Sequence[Pod]) -> list[Outcome]:
     return schedule(deepcopy(where), queue)
 
 
-plain_only = pytest.mark.parametrize("decide", [plainly], ids=["plain"])
 both = pytest.mark.parametrize("decide", [plainly, bridge.decide], ids=["plain", "fast"])
 
 

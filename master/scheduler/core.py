@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from shoal.master.model import Key
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.explain import Explanation, explain
-from shoal.master.scheduler.filters import Frame, frame
+from shoal.master.scheduler.filters import Frame, feasible, frame
 from shoal.master.scheduler.gang import place_gang
 from shoal.master.scheduler.place import place
+from shoal.master.scheduler.preempt import Preemption as Preemption
+from shoal.master.scheduler.preempt import Preemptor
+from shoal.master.scheduler.preempt import Victim as Victim
 from shoal.master.scheduler.profiles import BUILT_IN, Profile
 from shoal.master.scheduler.queue import Run, runs
 from shoal.master.scheduler.queue import Waiting as Waiting
@@ -29,22 +31,6 @@ class Binding(NamedTuple):
 class Refusal(NamedTuple):
     waiting: Waiting
     explanation: Explanation
-
-
-class Victim(NamedTuple):
-    uid: str
-    key: Key
-    priority: int
-
-
-class Preemption(NamedTuple):
-    """The pod is nominated to the node: it holds the room there, and the victims are to go. No victims: it waits for
-    pods of lower priority that are leaving already. `breaks`: victims whose eviction no budget allows."""
-
-    waiting: Waiting
-    node: str
-    victims: tuple[Victim, ...]
-    breaks: int
 
 
 @dataclass(slots=True)
@@ -67,6 +53,7 @@ class Scheduler:
         self._frames: dict[PodClass, Frame] = {}
         self._snapshot: Snapshot | None = None
         self._made_for: tuple[int, int, int] = (-1, -1, -1)
+        self._preemptor = Preemptor()
 
     def frame(self, snapshot: Snapshot, pods: PodClass) -> Frame:
         """What is known of a class as long as the nodes' facts and the namespaces' labels stay as they are."""
@@ -103,12 +90,29 @@ class Scheduler:
         placed = place(snapshot, known, run.waiting)
         plan.bindings += map(Binding, run.waiting, placed)
         if len(placed) < len(run.waiting):
-            self._refuse(snapshot, known, run.waiting[len(placed) :], plan)
+            self._evict(snapshot, known, run.waiting[len(placed) :], plan)
 
-    def _refuse(self, snapshot: Snapshot, known: Frame, waiting: Sequence[Waiting], plan: Plan) -> None:
-        """No node takes the first of these, and so none of them: preempt.py is to look for victims here."""
-        story = explain(snapshot, known)
-        plan.refusals += [Refusal(one, story) for one in waiting]
+    def _evict(self, snapshot: Snapshot, known: Frame, waiting: Sequence[Waiting], plan: Plan) -> None:
+        """No node takes the first of these. Each has others evicted, if that helps; the next one is judged anew. Once
+        nobody can be evicted, the rest waits for the same reason."""
+        search = self._preemptor.search(snapshot, known)
+        for number, one in enumerate(waiting):
+            if number and (placed := self._fits(snapshot, known, one)):
+                plan.bindings += placed
+                continue
+            story = explain(snapshot, known)
+            found = search.nominate(one) if search is not None else None
+            if found is None:
+                plan.refusals += [Refusal(other, story) for other in waiting[number:]]
+                return
+            plan.refusals.append(Refusal(one, story))
+            plan.preemptions.append(found)
+
+    def _fits(self, snapshot: Snapshot, known: Frame, one: Waiting) -> list[Binding]:
+        """After a preemption a node may take the next pod as it is."""
+        if not known.pods.claims and not feasible(snapshot, known).any():
+            return []
+        return [Binding(one, node) for node in place(snapshot, known, [one])]
 
 
 def schedule(snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:

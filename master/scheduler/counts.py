@@ -123,6 +123,10 @@ class Counts:
             self._link(found)
         return found
 
+    def below(self, priority: int) -> list[ClassState]:
+        """The classes of lower priority that have pods somewhere."""
+        return [state for state in self._states.values() if state.on and state.pods.priority < priority]
+
     def tidy(self) -> None:
         """Forgets classes without pods when they have become many. Between plans: a plan holds on to its states."""
         if len(self._states) < self._limit:

@@ -32,7 +32,9 @@ NO_COMPANY = "node(s) didn't match pod affinity rules"
 SHUNNED = "node(s) didn't match pod anti-affinity rules"
 SHUNNING = "node(s) didn't satisfy existing pods anti-affinity rules"
 OUTSIDE = "node(s) were outside the pod group's domain"
-USAGE_REASONS = frozenset({NO_PORT, NO_SPREAD, NO_COMPANY, SHUNNED, SHUNNING, OUTSIDE})  # other pods' coming or going may help
+USAGE_REASONS = frozenset(
+    {NO_PORT, NO_SPREAD, NO_COMPANY, SHUNNED, SHUNNING, OUTSIDE}
+)  # other pods' coming or going may help
 PREFERENCE_SCALE = 100.0
 
 

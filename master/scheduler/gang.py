@@ -173,9 +173,7 @@ def _bounds(snapshot: Snapshot, frame_of: FrameOf, domains: Domains, members: Se
     return total[:-1]
 
 
-def tried(
-    snapshot: Snapshot, frame_of: FrameOf, members: Sequence[Waiting], inside: Bools
-) -> tuple[int, float]:
+def tried(snapshot: Snapshot, frame_of: FrameOf, members: Sequence[Waiting], inside: Bools) -> tuple[int, float]:
     """How many members find a place there and the sum of their scores; nothing stays committed."""
     placed: list[str] = []
     total = 0.0

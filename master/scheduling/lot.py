@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.snapshot import NodeFacts, Snapshot
@@ -103,7 +103,8 @@ class Lot:
             return
         found = None if pending.node else self._by_class.get(id(pods))
         if found is None or (found.tried < window and found.needs != Needs.of(pods, tuple(reasons), evicts)):
-            found = self._renew(found, Needs.of(pods, tuple(reasons), evicts and not pending.node), pending.node)
+            needs = Needs.of(pods, tuple(reasons), evicts or bool(pending.node))
+            found = self._renew(found, replace(needs, below=None) if pending.node else needs, pending.node)
         found.tried = window
         found.add(pending)
         self.where[uid] = found
@@ -264,7 +265,8 @@ class Lot:
     def _at(self, name: str, row: int, facts: NodeFacts, opened: Open) -> Iterator[str]:
         free = self._free(row)
         for uid, found in list(self._nominated.get(name, {}).items()):
-            if found.tried <= opened.window and all(free.get(r, 0) >= 0 for r, _ in found.needs.pods.requests):
+            empty = all(free.get(r, 0) >= 0 for r, _ in found.needs.pods.requests)
+            if found.tried <= opened.window and (empty or opened.gain is None):  # the node may not suit it any more
                 yield uid
         for gang in [one for one in self.gangs.values() if one.tried <= opened.window]:
             needs = gang.needs.values()

@@ -39,7 +39,7 @@ FEATURES = (
     "gangs",
     "leaving",
 )
-DECIDED = tuple(name for name in FEATURES if name not in ("priority", "nominated", "budgets"))
+DECIDED = FEATURES
 TOGETHER = (  # features that act on each other, looked at without the rest
     ("spread", "soft_spread", "selector", "taints", "leaving"),
     ("spread", "soft_spread", "node_affinity", "preferred_nodes"),

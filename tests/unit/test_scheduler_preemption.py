@@ -13,12 +13,12 @@ from tests.scheduler_cases import (
     ZONE,
     Decide,
     app_is,
+    both,
     cluster,
     even,
     near,
     node,
     on,
-    plain_only,
     pods,
     what,
 )
@@ -36,7 +36,7 @@ def one(decide: Decide, where: Cluster, asked: PodClass) -> Outcome:
     return decide(where, [Pod("asked", asked, 99)])[0]
 
 
-@plain_only
+@both
 def test_a_pod_of_lower_priority_makes_room(decide: Decide) -> None:
     where = cluster([node("a", cpu=1000)], [on("a", low(), "x")])
     found = one(decide, where, high())
@@ -44,7 +44,7 @@ def test_a_pod_of_lower_priority_makes_room(decide: Decide) -> None:
     assert found.reasons == {"Insufficient cpu": 1}
 
 
-@plain_only
+@both
 def test_nobody_is_evicted_for_an_equal_or_by_a_pod_that_must_not(decide: Decide) -> None:
     where = cluster([node("a", cpu=1000)], [on("a", low(priority=100), "x")])
     assert not one(decide, where, high()).nominated
@@ -52,7 +52,7 @@ def test_nobody_is_evicted_for_an_equal_or_by_a_pod_that_must_not(decide: Decide
     assert one(decide, where, high(priority=101)).nominated == "a"
 
 
-@plain_only
+@both
 def test_nobody_is_evicted_where_that_does_not_help(decide: Decide) -> None:
     where = cluster([node("a", "A", cpu=1000), node("b", cpu=500)], [on("a", low(), "x"), on("b", low(cpu=500), "y")])
     assert not one(decide, where, high(selector=((ZONE, "B"),))).nominated
@@ -60,7 +60,7 @@ def test_nobody_is_evicted_where_that_does_not_help(decide: Decide) -> None:
     assert not one(decide, where, high(affinity=(near("db"),))).nominated
 
 
-@plain_only
+@both
 def test_no_more_are_evicted_than_needed_and_the_more_important_stay(decide: Decide) -> None:
     held = [
         on("a", low(cpu=500, priority=5), "five"),
@@ -74,14 +74,14 @@ def test_no_more_are_evicted_than_needed_and_the_more_important_stay(decide: Dec
     assert set(one(decide, where, high(cpu=1500)).victims) == {"one", "three-new", "three-old"}
 
 
-@plain_only
+@both
 def test_a_small_pod_that_is_enough_goes_instead_of_all(decide: Decide) -> None:
     """Both are needed away to judge; the big one is given back first, by priority."""
     held = [on("a", low(cpu=1500, priority=2), "big"), on("a", low(cpu=500, priority=1), "small")]
     assert one(decide, cluster([node("a", cpu=2000)], held), high(cpu=400)).victims == ("small",)
 
 
-@plain_only
+@both
 def test_the_node_with_the_least_important_victim_is_taken(decide: Decide) -> None:
     held = [
         on("a", low(priority=5), "x"),
@@ -93,7 +93,7 @@ def test_the_node_with_the_least_important_victim_is_taken(decide: Decide) -> No
     assert (found.nominated, set(found.victims)) == ("b", {"y", "z"}), "two of 1 rather than one of 5"
 
 
-@plain_only
+@both
 def test_then_fewest_victims_then_lowest_sum_then_first_name(decide: Decide) -> None:
     nodes = [node("a", cpu=1000), node("b", cpu=1000)]
     two = [on("a", low(cpu=500, priority=3), "x"), on("a", low(cpu=500, priority=-9), "y")]
@@ -105,7 +105,7 @@ def test_then_fewest_victims_then_lowest_sum_then_first_name(decide: Decide) -> 
 
 
 # ---- disruption budgets ----
-@plain_only
+@both
 def test_a_budget_is_kept_when_another_node_will_do(decide: Decide) -> None:
     held = [on("a", low("db", priority=0), "x"), on("b", low("web", priority=50), "y")]
     where = cluster([node("a", cpu=1000), node("b", cpu=1000)], held)
@@ -116,7 +116,7 @@ def test_a_budget_is_kept_when_another_node_will_do(decide: Decide) -> None:
     assert one(decide, where, high()).nominated == "a"
 
 
-@plain_only
+@both
 def test_a_budget_gives_way_when_nothing_else_helps(decide: Decide) -> None:
     where = cluster([node("a", cpu=1000)], [on("a", low("db"), "x")])
     where.budgets = [Budget("default", app_is("db"), 0)]
@@ -124,7 +124,7 @@ def test_a_budget_gives_way_when_nothing_else_helps(decide: Decide) -> None:
     assert (found.nominated, found.victims, found.breaks) == ("a", ("x",), 1)
 
 
-@plain_only
+@both
 def test_pods_whose_budget_would_break_are_given_back_first(decide: Decide) -> None:
     held = [on("a", low("db", priority=1), "kept"), on("a", low("web", priority=50), "gone")]
     where = cluster([node("a", cpu=2000)], held)
@@ -133,7 +133,7 @@ def test_pods_whose_budget_would_break_are_given_back_first(decide: Decide) -> N
     assert one(decide, where, high()).victims == ("gone",)
 
 
-@plain_only
+@both
 def test_budgets_of_other_namespaces_and_without_selector_cover_nobody(decide: Decide) -> None:
     held = [on("a", low("db"), "x"), on("b", low("web", priority=50), "y")]
     where = cluster([node("a", cpu=1000), node("b", cpu=1000)], held)
@@ -143,7 +143,7 @@ def test_budgets_of_other_namespaces_and_without_selector_cover_nobody(decide: D
     assert one(decide, where, high()).breaks == 1, "an empty selector covers all pods of its namespace"
 
 
-@plain_only
+@both
 def test_two_preemptions_of_one_plan_share_a_budget(decide: Decide) -> None:
     held = [on(name, low("db"), name) for name in ("x1", "x2")] + [on("y", low("web", priority=50), "y")]
     where = cluster([node(name, cpu=1000) for name in ("x1", "x2", "y")], held)
@@ -152,14 +152,14 @@ def test_two_preemptions_of_one_plan_share_a_budget(decide: Decide) -> None:
 
 
 # ---- who is leaving, who is nominated ----
-@plain_only
+@both
 def test_a_pod_waits_for_who_is_leaving_already(decide: Decide) -> None:
     held = [on("a", low(priority=-5), "x"), on("b", low(priority=50), "y", leaving=True)]
     found = one(decide, cluster([node("a", cpu=1000), node("b", cpu=1000)], held), high())
     assert (found.nominated, found.victims) == ("b", ())
 
 
-@plain_only
+@both
 def test_each_preemptor_has_victims_of_its_own(decide: Decide) -> None:
     held = [on(name, low(), f"v-{name}") for name in "abc"]
     where = cluster([node(name, cpu=1000) for name in "abc"], held)
@@ -172,34 +172,34 @@ def test_each_preemptor_has_victims_of_its_own(decide: Decide) -> None:
     ]
 
 
-@plain_only
+@both
 def test_a_nomination_holds_its_room(decide: Decide) -> None:
     where = cluster([node("a", cpu=1000)], [on("a", high(), "first", nominated=True)])
     assert not one(decide, where, high()).nominated
     assert decide(where, pods(low()))[0].reasons == {"Insufficient cpu": 1}
 
 
-@plain_only
+@both
 def test_a_nominated_pod_is_bound_when_its_room_is_free(decide: Decide) -> None:
     where = cluster([node("a", cpu=1000)], [on("a", high(), "p0", nominated=True)])
     assert decide(where, pods(high()))[0].node == "a"
 
 
-@plain_only
+@both
 def test_a_nominated_pod_waits_on_for_its_victims(decide: Decide) -> None:
     held = [on("a", high(), "p0", nominated=True), on("a", low(), "x", leaving=True)]
     found = decide(cluster([node("a", cpu=1000)], held), pods(high()))[0]
     assert (found.nominated, found.victims) == ("a", ())
 
 
-@plain_only
+@both
 def test_a_nominated_pod_goes_where_room_comes_up_first(decide: Decide) -> None:
     held = [on("a", high(), "p0", nominated=True), on("a", low(), "x", leaving=True)]
     found = decide(cluster([node("a", cpu=1000), node("b", cpu=1000)], held), pods(high()))[0]
     assert found.node == "b"
 
 
-@plain_only
+@both
 def test_a_higher_one_pushes_a_nomination_out_at_no_cost(decide: Decide) -> None:
     held = [on("a", low(priority=10), "p0", nominated=True), on("b", low(), "y")]
     where = cluster([node("a", cpu=1000), node("b", cpu=1000)], held)
@@ -208,7 +208,7 @@ def test_a_higher_one_pushes_a_nomination_out_at_no_cost(decide: Decide) -> None
     assert (found[1].nominated, found[1].victims) == ("b", ("y",)), "which makes room for itself elsewhere"
 
 
-@plain_only
+@both
 def test_real_pods_stay_rather_than_nominated_ones(decide: Decide) -> None:
     held = [on("a", low(priority=1), "x"), on("a", low(priority=10), "p9", nominated=True)]
     found = one(decide, cluster([node("a", cpu=2000)], held), high())
@@ -216,7 +216,7 @@ def test_real_pods_stay_rather_than_nominated_ones(decide: Decide) -> None:
 
 
 # ---- other filters than resources ----
-@plain_only
+@both
 def test_preemption_frees_ports_and_domains(decide: Decide) -> None:
     port = ("TCP", "0.0.0.0", 80)
     where = cluster([node("a")], [on("a", low(ports=(port,)), "x"), on("a", low(), "y")])
@@ -228,7 +228,7 @@ def test_preemption_frees_ports_and_domains(decide: Decide) -> None:
     assert one(decide, where, replace(high(), labels=(("app", "web"),))).victims == ("x",)
 
 
-@plain_only
+@both
 def test_evictions_count_for_spread(decide: Decide) -> None:
     held = [on("a", low("web"), "x"), on("a", low("web", priority=1), "y")]
     where = cluster([node("a", "A"), node("b", "B", cpu=10)], held)
@@ -236,14 +236,14 @@ def test_evictions_count_for_spread(decide: Decide) -> None:
     assert one(decide, where, asked).victims == ("x",)
 
 
-@plain_only
+@both
 def test_a_pod_that_others_need_nearby_is_not_evicted_by_them(decide: Decide) -> None:
     """The victim is the very pod whose company is asked for."""
     where = cluster([node("a", cpu=1000)], [on("a", low("db"), "x")])
     assert not one(decide, where, high(affinity=(near("db"),))).nominated
 
 
-@plain_only
+@both
 def test_gangs_evict_nobody(decide: Decide) -> None:
     where = cluster([node("a", cpu=1000)], [on("a", low(), "x")])
     where.groups["default", "g"] = Group(1)
