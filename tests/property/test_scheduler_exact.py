@@ -15,7 +15,7 @@ from shoal.master.scheduler.classes import compile_class
 from shoal.master.scheduler.core import Scheduler, order
 from tests.reference import bridge
 from tests.reference.generate import DECIDED, TOGETHER, Case, case
-from tests.reference.large import large_case
+from tests.reference.large import crowded_case, large_case
 from tests.reference.objects import pod_object
 from tests.reference.scheduler import order as plain_order
 from tests.reference.scheduler import schedule
@@ -53,6 +53,11 @@ def test_both_decide_the_same_with_few_features(features: tuple[str, ...]) -> No
 def test_both_place_long_runs_on_many_nodes_the_same() -> None:
     for seed in range(0, SEEDS, 50):
         check(large_case(seed))
+
+
+def test_both_evict_the_same_where_many_nodes_are_full() -> None:
+    for seed in range(0, SEEDS, 10):
+        check(crowded_case(seed))
 
 
 def test_both_order_the_queue_the_same() -> None:
