@@ -85,7 +85,14 @@ class Master:
         self._port, self._now, self._clock, self._rng = port, now, clock, rng
         self._identity = f"{settings.name}-{rng.getrandbits(64):016x}"
         self.election = Election(port, renewer, settings.advertise, self._identity, clock)
-        self.service = ClusterService(self.store, self, now, self.version, settings.profiles)
+        self.service = ClusterService(
+            self.store,
+            self,
+            now,
+            self.version,
+            settings.profiles,
+            lambda: self._term.scheduling if self._term else None,
+        )
         self._incarnation = ""
         self._etcd_version = ""
         self._term: Term | None = None
@@ -288,7 +295,7 @@ class Term:
         settings = master.settings
         journal = Journal(settings.decisions, settings.profiles, master.now) if settings.decisions else None
         core = Scheduler(settings.profiles)
-        self._scheduling = SchedulingLoop(
+        self.scheduling = SchedulingLoop(
             master.store, self._recorder, master.now, master.rng, master.meters, journal, core=core
         )
         self._loops = master.settings.loops
@@ -306,7 +313,7 @@ class Term:
         """Until the leadership is lost, or one of the parts ends. Raises what made it fail."""
         parts: list[Coroutine[Any, Any, None]] = [self.dispatcher.run(), self._recorder.run(), self._watch_lease()]
         if self._loops:
-            parts += [self._controllers.run(), self._scheduling.run()]
+            parts += [self._controllers.run(), self.scheduling.run()]
         tasks = [asyncio.ensure_future(part) for part in parts]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

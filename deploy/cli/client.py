@@ -212,6 +212,11 @@ class Client:
         answer: c.RebalanceResponse = self._call("Rebalance", request, seconds=PLAN_SECONDS)
         return answer
 
+    def why(self, pod: c.Key) -> c.WhyResponse:
+        """What was decided about where the pod goes, and what would change that."""
+        answer: c.WhyResponse = self._call("Why", c.WhyRequest(pod=pod), seconds=PLAN_SECONDS)
+        return answer
+
     def evict(self, pod: c.Key, uid: str) -> c.WriteResult:
         """Deletes the pod if the disruption budgets allow it."""
         return self._write("Evict", c.EvictRequest(request_id=new_request_id(), key=pod, uid=uid)).results[0]

@@ -26,17 +26,36 @@ def command(session: Session, what: tuple[str, ...], output: str | None, lines: 
     A pod, also one that is gone; a deployment or replicaset (its worst pod); or a node.
     """
     from shoal.deploy.cli.listing import colours_wanted
+    from shoal.deploy.cli.printers import decision
     from shoal.deploy.cli.printers.stories import as_tree, text
 
     kind, name = _meant(what)
     story = _story(session, kind, name)
+    decided = _decided(session, story)
     if output:
         from shoal.proto.printing import to_json, to_yaml
 
-        print((to_yaml if output == "yaml" else to_json)(as_tree(story)).rstrip("\n"))
+        told = as_tree(story) | ({"scheduling": decision.tree(decided)} if decided is not None else {})
+        print((to_yaml if output == "yaml" else to_json)(told).rstrip("\n"))
     else:
         print("\n".join(text(story, time.time(), lines, colours=colours_wanted())))
+        if decided is not None:
+            print("\n".join(["", *decision.lines(decided, time.time())]))
     return OK
+
+
+def _decided(session: Session, story: Any) -> Any:
+    """What the scheduler says of the story's pod; None when there is none, or the pod has ended or is gone."""
+    from shoal.proto.v1 import cluster_pb2 as c
+
+    if not story.pod:
+        return None
+    try:
+        return session.client.why(c.Key(kind="Pod", namespace=story.namespace, name=story.pod))
+    except Refused as refused:
+        if refused.reason != "NotFound":
+            raise
+        return None
 
 
 def _meant(what: tuple[str, ...]) -> tuple[str, str]:

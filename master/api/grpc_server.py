@@ -94,6 +94,7 @@ METHODS = (
     Method("CarryOut", "carry_out", c.CarryOutRequest, c.CarryOutResponse),
     Method("WhatIf", "what_if", c.WhatIfRequest, c.WhatIfResponse),
     Method("Fit", "fit", c.FitRequest, c.FitResponse),
+    Method("Why", "why", c.WhyRequest, c.WhyResponse),
     Method("Rebalance", "rebalance", c.RebalanceRequest, c.RebalanceResponse),
     Method("Evict", "evict", c.EvictRequest, c.WriteResponse),
     Method("Version", "version", c.VersionRequest, c.VersionResponse),

@@ -10,6 +10,7 @@ from shoal.master.api.planning import Planning
 from shoal.master.api.reads import Reads
 from shoal.master.api.streams import Nodes, Streams
 from shoal.master.api.top import Top
+from shoal.master.api.why import SchedulerFace, Why
 from shoal.master.api.writes import Writes
 from shoal.master.ports import ApiStore
 from shoal.master.scheduler.profiles import BUILT_IN, Profile
@@ -27,6 +28,7 @@ class ClusterService:
         now: Callable[[], float],
         version: Callable[[], c.VersionResponse],
         profiles: Mapping[str, Profile] = BUILT_IN,
+        scheduler: Callable[[], SchedulerFace | None] = lambda: None,
     ) -> None:
         self._store = store  # what a write looks at first must not be stale either: readable() says
         self._writes = Writes(store, now, profiles)
@@ -36,6 +38,7 @@ class ClusterService:
         self._images = Images(store.view, nodes)
         self._planning = Planning(store, now, version, profiles)
         self._evictions = Evictions(store, now)
+        self._why = Why(store, scheduler, profiles, now)
         self._version = version
 
     async def create(self, request: c.WriteRequest) -> c.WriteResponse:
@@ -109,6 +112,10 @@ class ClusterService:
 
     async def rebalance(self, request: c.RebalanceRequest) -> c.RebalanceResponse:
         return await self._planning.rebalance(request)
+
+    async def why(self, request: c.WhyRequest) -> c.WhyResponse:
+        await self._store.readable()
+        return await self._why.why(request)
 
     async def evict(self, request: c.EvictRequest) -> c.WriteResponse:
         await self._store.readable()

@@ -333,8 +333,8 @@ def floor(resource: str, amount: int) -> int:
 def spell_down(resource: str, amount: int) -> str:
     """An amount as a manifest would write it, rounded down to whole mebibytes where it is bytes."""
     if resource in ("memory", "ephemeral-storage"):
-        for suffix, size in STEPS[1:]:
-            if amount >= size:
+        for suffix, size in STEPS:
+            if amount >= size and (suffix != "Gi" or amount % size == 0):
                 return f"{amount // size}{suffix}"
     return spell(resource, amount)
 

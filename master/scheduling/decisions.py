@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from shoal.master.model import Event
+from shoal.master.scheduler.account import Account
 from shoal.master.scheduler.core import Plan, Victim, Waiting
 from shoal.master.scheduler.explain import Explanation
 from shoal.master.scheduler.snapshot import Hold, Snapshot
 
-KEPT = 20_000  # pods whose last decision is remembered
+KEPT = 100_000  # pods whose last decision is remembered
 
 
 class Decision(NamedTuple):
@@ -26,6 +27,7 @@ class Decision(NamedTuple):
     why: Explanation | None = None
     victims: tuple[Victim, ...] = ()
     committed: bool = False  # the store has taken the binding
+    account: Account | None = None  # shared by all of a run
 
 
 class Decisions:

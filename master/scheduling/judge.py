@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from shoal.master.scheduler.account import Account, account
+from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.core import Plan, Scheduler, Waiting
+from shoal.master.scheduler.filters import Frame
+from shoal.master.scheduler.queue import Run
 from shoal.master.scheduler.snapshot import Hold, Snapshot
 
 log = logging.getLogger("shoal.scheduler")
 
 FAILURES_LIMIT = 64  # failed calls of one window: then the rest of it waits too
+ACCOUNTS_LIMIT = (
+    32  # classes of one window whose decisions are accounted for; of the others it is worked out when asked
+)
 
 
 class Failed(NamedTuple):
@@ -26,6 +33,7 @@ class Failed(NamedTuple):
 class Judged:
     plan: Plan = field(default_factory=Plan)
     failed: list[Failed] = field(default_factory=list)
+    accounts: dict[PodClass, Account] = field(default_factory=dict)  # of the first run of each class
 
 
 class Judge:
@@ -38,7 +46,14 @@ class Judge:
     def decide(self, queue: Sequence[Waiting]) -> Judged:
         """A plan for those on which the core does not fail; the failed ones hold nothing."""
         judged = Judged()
+
+        def tell(snapshot: Snapshot, known: Frame, run: Run) -> None:
+            if run.pods not in judged.accounts and len(judged.accounts) < ACCOUNTS_LIMIT:
+                judged.accounts[run.pods] = account(snapshot, known, len(run.waiting))
+
+        self.scheduler.before_run = tell
         self._decide(queue, judged, [FAILURES_LIMIT])
+        self.scheduler.before_run = None
         return judged
 
     def _decide(self, queue: Sequence[Waiting], judged: Judged, left: list[int]) -> None:

@@ -278,16 +278,21 @@ class SchedulingLoop:
 
     def _note(self, judged: Judged, time: float) -> None:
         revision, window, at = self.books.revision, self.windows, self.now()
-        pods = self.queue.pods
+        pods, accounts = self.queue.pods, judged.accounts
         made = []
         for waiting, node in judged.plan.bindings:
             one = pods[waiting.uid]
-            made.append(Decision(waiting.uid, revision, window, at, time - one.since, one.attempts, node))
+            said = accounts.get(waiting.pods)
+            waited = time - one.since
+            made.append(Decision(waiting.uid, revision, window, at, waited, one.attempts, node, None, (), False, said))
         nominated = {one.waiting.uid: one for one in judged.plan.preemptions}
         for waiting, why in judged.plan.refusals:
             one, plan = pods[waiting.uid], nominated.get(waiting.uid)
-            decision = Decision(waiting.uid, revision, window, at, time - one.since, one.attempts, "", why)
-            made.append(decision._replace(node=plan.node, victims=plan.victims) if plan else decision)
+            node, victims = (plan.node, plan.victims) if plan else ("", ())
+            said, waited = accounts.get(waiting.pods), time - one.since
+            made.append(
+                Decision(waiting.uid, revision, window, at, waited, one.attempts, node, why, victims, False, said)
+            )
         self.decisions.note(made)
 
     def _count(self, judged: Judged, spent: float) -> None:

@@ -145,6 +145,11 @@ class ClusterStub:
                 request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceRequest.SerializeToString,
                 response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceResponse.FromString,
                 _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/shoal.v1.Cluster/Why',
+                request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhyRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhyResponse.FromString,
+                _registered_method=True)
         self.Evict = channel.unary_unary(
                 '/shoal.v1.Cluster/Evict',
                 request_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.EvictRequest.SerializeToString,
@@ -292,6 +297,12 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Why(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Evict(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -416,6 +427,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Rebalance,
                     request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceRequest.FromString,
                     response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceResponse.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhyRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_v1_dot_cluster__pb2.WhyResponse.SerializeToString,
             ),
             'Evict': grpc.unary_unary_rpc_method_handler(
                     servicer.Evict,
@@ -1022,6 +1038,33 @@ class Cluster:
             '/shoal.v1.Cluster/Rebalance',
             shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceRequest.SerializeToString,
             shoal_dot_proto_dot_v1_dot_cluster__pb2.RebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Cluster/Why',
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.WhyRequest.SerializeToString,
+            shoal_dot_proto_dot_v1_dot_cluster__pb2.WhyResponse.FromString,
             options,
             channel_credentials,
             insecure,

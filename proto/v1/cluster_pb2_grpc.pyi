@@ -56,6 +56,7 @@ class ClusterStub:
     WhatIf: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.WhatIfRequest, _cluster_pb2.WhatIfResponse]
     Fit: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.FitRequest, _cluster_pb2.FitResponse]
     Rebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RebalanceRequest, _cluster_pb2.RebalanceResponse]
+    Why: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.WhyRequest, _cluster_pb2.WhyResponse]
     Evict: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.EvictRequest, _cluster_pb2.WriteResponse]
     Version: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.VersionRequest, _cluster_pb2.VersionResponse]
 
@@ -84,6 +85,7 @@ class ClusterAsyncStub(ClusterStub):
     WhatIf: _aio.UnaryUnaryMultiCallable[_cluster_pb2.WhatIfRequest, _cluster_pb2.WhatIfResponse]  # type: ignore[assignment]
     Fit: _aio.UnaryUnaryMultiCallable[_cluster_pb2.FitRequest, _cluster_pb2.FitResponse]  # type: ignore[assignment]
     Rebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RebalanceRequest, _cluster_pb2.RebalanceResponse]  # type: ignore[assignment]
+    Why: _aio.UnaryUnaryMultiCallable[_cluster_pb2.WhyRequest, _cluster_pb2.WhyResponse]  # type: ignore[assignment]
     Evict: _aio.UnaryUnaryMultiCallable[_cluster_pb2.EvictRequest, _cluster_pb2.WriteResponse]  # type: ignore[assignment]
     Version: _aio.UnaryUnaryMultiCallable[_cluster_pb2.VersionRequest, _cluster_pb2.VersionResponse]  # type: ignore[assignment]
 
@@ -241,6 +243,13 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.RebalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.RebalanceResponse, _abc.Awaitable[_cluster_pb2.RebalanceResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Why(
+        self,
+        request: _cluster_pb2.WhyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.WhyResponse, _abc.Awaitable[_cluster_pb2.WhyResponse]]: ...
 
     @_abc_1.abstractmethod
     def Evict(

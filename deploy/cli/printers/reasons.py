@@ -39,6 +39,7 @@ class Story:
     wrong: bool
     findings: Sequence[Finding] = ()
     deaths: Sequence[o.Death] = field(default=())  # newest first, those that explain something
+    pod: str = ""  # whose place can be asked for
 
 
 # ---- pods ----
@@ -51,7 +52,9 @@ def of_pod(pod: o.Pod, events: Sequence[o.Event], deaths: Sequence[o.Death], nod
     wrong = bool(findings)
     told = " ".join(one.text for one in findings)
     findings += [one for one in _warnings(events) if one.text not in told]
-    return Story(f"pod/{pod.metadata.name}", pod.metadata.namespace, _headline(pod, wrong), wrong, findings, shown)
+    name, ended = pod.metadata.name, pod.status.phase in ("Succeeded", "Failed")
+    head = _headline(pod, wrong)
+    return Story(f"pod/{name}", pod.metadata.namespace, head, wrong, findings, shown, "" if ended else name)
 
 
 def of_gone(name: str, namespace: str, deaths: Sequence[o.Death]) -> Story:
