@@ -111,6 +111,10 @@ class Counts:
                 made._list(copy)
         return made
 
+    def __len__(self) -> int:
+        """How many classes are remembered."""
+        return len(self._states)
+
     # ---- classes ----
     def state(self, pods: PodClass) -> ClassState:
         found = self._states.get(pods)
