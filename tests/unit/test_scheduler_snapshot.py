@@ -116,7 +116,9 @@ def test_namespaces_are_looked_at_anew_when_their_labels_change() -> None:
 
 def test_idle_classes_are_forgotten_and_held_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal.master.scheduler.counts.IDLE_LIMIT", 2)
-    snapshot = snapshot_of(node("a", pods="500", **{"kubernetes.io/hostname": "a"}))
+    only = node("a", pods="500")
+    only.metadata.labels["kubernetes.io/hostname"] = "a"
+    snapshot = snapshot_of(only)
     apart = web("apart", "a")
     term = apart.spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution.add()
     term.topologyKey = "kubernetes.io/hostname"
