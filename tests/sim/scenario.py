@@ -156,7 +156,8 @@ class People:
         changes = (
             self.create, self.create_pod, self.scale, self.scale, self.roll, self.roll, self.delete, self.write_value,
             self.write_value, self.delete_value, self.make_space, self.end_space, self.taint, self.configure,
-            self.use_claim, self.use_claim, self.delete_claim, self.gather, self.hurry, self.protect,
+            self.use_claim, self.use_claim, self.delete_claim, self.gather, self.hurry, self.hurry,
+            self.protect,
         )  # fmt: skip
         choice = self.create if len(self.names) < 2 else self.rng.choice(changes)
         try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import pytest
 
-from shoal.master.model import Change, Create, Delete, Event, Fault, Key, Object, Record, Unavailable, key_of
+from shoal.master.model import Change, Create, Delete, Event, Fault, Key, Modify, Object, Record, Unavailable, key_of
 from shoal.master.scheduler.classes import Classes, PodClass
 from shoal.master.scheduler.core import Plan, Preemption, Scheduler, Victim, Waiting
 from shoal.master.scheduler.snapshot import Hold, Snapshot
@@ -21,6 +22,8 @@ from tests.control_world import World, namespace, node, pod
 from tests.scheduling_world import edit, end, idle, scheduling
 from tests.unit.store_support import Clock
 from tests.virtual_loop import virtual
+
+EVICTS = pytest.mark.skipif(find_spec("shoal.master.scheduler.preempt") is None, reason="the core does not evict yet")
 
 
 def placed(world: World) -> dict[str, str]:
@@ -164,6 +167,7 @@ def test_a_spec_that_cannot_be_read_is_told_and_stops_nobody(
 
 
 # ---- nominations ----
+@EVICTS
 def test_a_nomination_survives_a_restart_and_holds_its_room() -> None:
     async def main() -> None:
         world = World([namespace(), node("a", cpu="2"), node("b", cpu="1")])
@@ -174,9 +178,7 @@ def test_a_nomination_survives_a_restart_and_holds_its_room() -> None:
         async with scheduling(world) as loop:
             assert placed(world) == {"victim": "a", "other": "b"}
             hold = loop.snapshot.held("uid-Pod-big")
-            if hold is None:  # nothing was to be evicted for it: it waits as others do
-                pytest.skip("the core does not evict yet")
-            assert (hold.node, hold.nominated) == ("a", True)
+            assert hold is not None and (hold.node, hold.nominated) == ("a", True)
             world.commit(Create(pod("late", cpu="1")))
             world.commit(Delete(key_of(victim)))
             await idle()
@@ -372,3 +374,184 @@ def test_a_queue_is_halved_between_gangs() -> None:
     assert split(queue) == 1
     assert split(queue[1:]) == 0
     assert split(queue[:1]) == 0
+
+
+# ---- preemption from end to end ----
+def leave_at_once(world: World) -> None:
+    """The agents: whoever is to go has gone."""
+    for one in world.pods():
+        if one.spec.nodeName and one.metadata.HasField("deletionTimestamp"):
+            world.commit(Delete(key_of(one)))
+
+
+@EVICTS
+def test_a_pod_that_matters_more_has_others_evicted() -> None:
+    async def main() -> None:
+        world = World([namespace(), node("a", cpu="2"), node("b", cpu="2")])
+        low = [with_priority(pod(f"low{i}", cpu="1"), 1 + (i == 3)) for i in range(4)]
+        async with scheduling(world) as loop:
+            world.apply([Create(one) for one in low])
+            await idle()
+            assert len(placed(world)) == 4
+            home = placed(world)["low3"]
+            other = "b" if home == "a" else "a"
+            world.commit(Create(with_priority(pod("big", cpu="2"), 10)))
+            await idle()
+            assert found(world, "big").status.nominatedNodeName == other, "the less important go"
+            leaving = [one for one in world.pods() if one.metadata.HasField("deletionTimestamp")]
+            assert {one.spec.nodeName for one in leaving} == {other}
+            assert len(leaving) == 2
+            for one in leaving:
+                said = next(c for c in one.status.conditions if c.type == "DisruptionTarget")
+                assert (said.reason, said.message) == (
+                    "PreemptionByScheduler", f"Preempted by pod default/big on node {other}",
+                )  # fmt: skip
+            world.commit(Create(pod("late", cpu="1")))
+            await idle()
+            leave_at_once(world)
+            await idle()
+            assert placed(world)["big"] == other, "the room was held for it"
+            assert found(world, "big").status.nominatedNodeName == ""
+            assert "late" not in placed(world)
+            assert not loop.queue.nominated
+            await asyncio.sleep(6)
+            events = [one for one in world.all("Event") if isinstance(one, o.Event) and one.reason == "Preempted"]
+            assert {one.involvedObject.name for one in events} == {one.metadata.name for one in leaving}
+            decision = loop.decisions.of("uid-Pod-big")
+            assert decision is not None and (decision.node, decision.committed) == (other, True)
+
+    virtual(main())
+
+
+@EVICTS
+def test_a_nominated_pod_goes_where_room_comes_first() -> None:
+    async def main() -> None:
+        world = World([namespace(), node("a", cpu="2")])
+        async with scheduling(world) as loop:
+            world.commit(Create(pod("low", cpu="2")))
+            await idle()
+            world.commit(Create(with_priority(pod("big", cpu="2"), 10)))
+            await idle()
+            assert found(world, "big").status.nominatedNodeName == "a"
+            world.commit(Create(node("b", cpu="2")))
+            await idle()
+            assert placed(world)["big"] == "b"
+            assert not loop.queue.nominated
+            world.commit(Create(pod("small", cpu="1")))
+            leave_at_once(world)
+            await idle()
+            assert placed(world)["small"] == "a", "the room that was held is free again"
+
+    virtual(main())
+
+
+@EVICTS
+def test_who_matters_more_still_takes_the_room_of_a_nominated_pod() -> None:
+    async def main() -> None:
+        world = World([namespace(), node("a", cpu="2")])
+        async with scheduling(world) as loop:
+            world.commit(Create(pod("low", cpu="2")))
+            await idle()
+            world.commit(Create(with_priority(pod("big", cpu="2"), 10)))
+            await idle()
+            world.commit(Create(with_priority(pod("bigger", cpu="2"), 20)))
+            await idle()
+            assert found(world, "bigger").status.nominatedNodeName == "a"
+            assert found(world, "big").status.nominatedNodeName == ""
+            assert list(loop.queue.nominated) == ["uid-Pod-bigger"]
+            leave_at_once(world)
+            await idle()
+            assert placed(world) == {"bigger": "a"}
+
+    virtual(main())
+
+
+@EVICTS
+def test_a_nominated_pod_that_is_deleted_gives_its_room_back() -> None:
+    async def main() -> None:
+        world = World([namespace(), node("a", cpu="2")])
+        async with scheduling(world):
+            world.commit(Create(pod("low", cpu="2")))
+            await idle()
+            big = with_priority(pod("big", cpu="2"), 10)
+            world.apply([Create(big), Create(pod("waits", cpu="1"))])
+            await idle()
+            world.commit(Delete(key_of(big)))
+            await idle()
+            leave_at_once(world)
+            await idle()
+            assert placed(world) == {"waits": "a"}
+
+    virtual(main())
+
+
+@EVICTS
+def test_a_crash_between_nomination_and_eviction_is_made_good() -> None:
+    """The former leader wrote the nomination and died; nobody told the victim."""
+
+    async def main() -> None:
+        world = World([namespace(), node("a", cpu="2")])
+        world.apply([Create(pod("low", node="a", phase="Running", cpu="2"))])
+        world.apply([Create(with_priority(pod("big", cpu="2"), 10, "a"))])
+        async with scheduling(world):
+            assert found(world, "low").metadata.HasField("deletionTimestamp")
+            assert found(world, "big").status.nominatedNodeName == "a"
+            leave_at_once(world)
+            await idle()
+            assert placed(world) == {"big": "a"}
+
+    virtual(main())
+
+
+@EVICTS
+def test_a_crash_between_eviction_and_nomination_costs_nobody_else() -> None:
+    async def main() -> None:
+        world = World([namespace(), node("a", cpu="2"), node("b", cpu="2")])
+        going = pod("going", node="b", phase="Running", cpu="2")
+        going.metadata.deletionTimestamp.seconds = 1
+        world.apply([Create(pod("low", node="a", phase="Running", cpu="2")), Create(going)])
+        world.apply([Create(with_priority(pod("big", cpu="2"), 10))])
+        async with scheduling(world):
+            assert found(world, "big").status.nominatedNodeName == "b"
+            assert not found(world, "low").metadata.HasField("deletionTimestamp")
+
+    virtual(main())
+
+
+class Faulty(World):
+    """Refuses or loses the write that nominates, thrice."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__([namespace(), node("a", cpu="2")])
+        self.how, self.left = how, 0
+        self.spared: list[bool] = []
+
+    async def write(self, changes: Sequence[Change], *, low_priority: bool = False) -> list[Record | Fault | None]:
+        if self.left and any(change.key.name == "big" for change in changes if isinstance(change, Modify)):
+            self.left -= 1
+            self.spared.append(not found(self, "low").metadata.HasField("deletionTimestamp"))
+            if self.how == "lost":
+                raise Unavailable("the answer was lost", "unknown")
+            return [Fault("no") for _ in changes]
+        return await super().write(changes, low_priority=low_priority)
+
+
+@EVICTS
+@pytest.mark.parametrize("how", ["lost", "refused"])
+def test_a_nomination_that_was_not_written_evicts_nobody_and_comes_again(how: str) -> None:
+    async def main() -> None:
+        world = Faulty(how)
+        async with scheduling(world) as loop:
+            world.commit(Create(pod("low", cpu="2")))
+            await idle()
+            world.left = 3
+            world.commit(Create(with_priority(pod("big", cpu="2"), 10)))
+            await asyncio.sleep(3)
+            assert world.spared == [True, True, True]
+            assert loop.windows < 10, "it is not tried again at once"
+            assert found(world, "low").metadata.HasField("deletionTimestamp")
+            leave_at_once(world)
+            await idle()
+            assert placed(world) == {"big": "a"}
+
+    virtual(main())
