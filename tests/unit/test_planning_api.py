@@ -463,3 +463,22 @@ async def test_too_many_questions_and_too_long_ones_are_refused(
         await master.service.plan(request)
     monkeypatch.undo()
     assert (await master.service.plan(request)).pods
+
+
+async def test_who_is_evicted_for_a_higher_priority_is_told(master: Master) -> None:
+    await put(master, w.node("n1", cpu="3"))
+    pods = await running(master, wished("low", 3), ["n1", "n1", "n1"])
+    top = o.PriorityClass(apiVersion="scheduling.k8s.io/v1", kind="PriorityClass", value=1000)
+    top.metadata.name = "top"
+    wish = wished("high", 1, cpu="2")
+    wish.spec.template.spec.priorityClassName = "top"
+    before = everything(master)
+    plan = await planned(master, top, wish)
+    assert everything(master) == before
+    assert fates(plan.pods) == {("created", "n1"): 1, ("preempted", "n1"): 2, ("pending", ""): 2}
+    gone = [pod for pod in plan.pods if pod.fate == "preempted"]
+    assert {pod.uid for pod in gone} < {pod.metadata.uid for pod in pods}
+    assert all(pod.owner.name == "low" and "makes room for pod default/high-" in pod.reason for pod in gone)
+    assert {pod.owner.name for pod in plan.pods if pod.fate == "pending"} == {"low"}
+    done = await master.service.carry_out(order(plan, top, wish))
+    assert [one.action for one in done.results] == ["created", "created"]

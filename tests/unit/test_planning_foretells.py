@@ -36,8 +36,17 @@ def workloads(rng: random.Random) -> list[o.Deployment]:
                 maxSkew=1, topologyKey="zone", whenUnsatisfiable="DoNotSchedule"
             )
             spread.labelSelector.matchLabels["app"] = wish.metadata.name
+        if rng.random() < 0.3:
+            spec.priorityClassName = "high"
         found.append(wish)
     return found
+
+
+def high() -> o.PriorityClass:
+    made = o.PriorityClass(apiVersion="scheduling.k8s.io/v1", kind="PriorityClass", value=1000)
+    made.metadata.name = made.metadata.uid = "high"
+    made.preemptionPolicy = "Never"  # nobody is here to end a victim
+    return made
 
 
 def nodes(rng: random.Random) -> list[o.Node]:
@@ -64,7 +73,7 @@ def now(master: Master) -> Counter[tuple[str, str]]:
 async def test_pods_go_where_the_plan_said(seed: int) -> None:
     rng = random.Random(seed)
     async with memory_master() as master:
-        await put(master, *nodes(rng))
+        await put(master, *nodes(rng), high())
         wishes = workloads(rng)
         plan = await master.service.plan(c.PlanRequest(objects=sent(*wishes)))
         foretold = Counter((pod.owner.name, pod.node) for pod in plan.pods)
