@@ -54,8 +54,11 @@ def crowded_case(seed: int) -> Case:
     if "budgets" in on:
         cluster.budgets = [a_budget(maker) for _ in range(3)]
     whats = [replace(maker.what(), priority=rng.choice([-5, 0, 0, 7, 10])) for _ in range(6)]
+    many = rng.random() < 0.4  # priorities
     for number in range(8 * len(cluster.nodes)):
         what, name = rng.choice(whats), rng.choice(list(cluster.nodes))
+        if many:
+            what = replace(what, priority=rng.randrange(-20, 20))
         if reason(Look(cluster, what), cluster.nodes[name]):
             continue
         leaving, nominated = rng.choice([(False, False)] * 8 + [("leaving" in on, False), (False, "nominated" in on)])

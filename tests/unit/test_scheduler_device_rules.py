@@ -9,7 +9,7 @@ from tests.reference.cluster import Cluster, Pod
 from tests.reference.devices import GPU
 from tests.reference.nodes import Node
 from tests.reference.scheduler import Outcome
-from tests.scheduler_cases import Decide, both, cluster, node, on, place, pods, reasons, what
+from tests.scheduler_cases import Decide, both, cluster, node, on, place, plain_only, pods, reasons, what
 
 
 def box(name: str, gpus: int, **fields: object) -> Node:
@@ -77,3 +77,14 @@ def test_a_node_that_lost_a_device_has_no_debts(decide: Decide) -> None:
     where = cluster([box("a", 1), box("b", 2)], [on("a", whole(1), "x", devices=(1,))])
     where.pods |= {f"y{i}": on("b", whole(1), f"y{i}", devices=(i,)) for i in range(2)}
     assert place(decide, where, *pods(what(cpu=100))) == ["b"], "idle devices are counted as they are"
+
+
+@plain_only
+def test_a_device_that_is_lost_is_not_won_by_eviction(decide: Decide) -> None:
+    """Its pod may go, but nothing comes free with it; another node has more devices."""
+    held = [on("a", whole(1), "x", devices=(1,)), on("a", whole(1, priority=200), "y", devices=(0,))]
+    where = cluster([box("a", 1), box("b", 4, ready=False)], held)
+    assert not one(decide, where, whole(1, priority=100)).nominated
+    where.pods["y"] = replace(where.pods["y"], what=whole(1))
+    found = one(decide, where, whole(1, priority=100))
+    assert (found.nominated, found.victims) == ("a", ("y",))
