@@ -359,7 +359,8 @@ class Room:
         for _, hold in lower:
             spare = [have + more for have, more in zip(spare, rooms.facts(hold.pods).takes, strict=True)]
         counts = [int(count) for count in rooms.rules.without(row)] if rooms.rules is not None else []
-        room = Room(rooms, row, spare, counts, snapshot.gpu_left[row].tolist() if known.device.number else [])
+        number = snapshot.nodes.facts[snapshot.names[row]].alloc.get(GPU, 0) if known.device.number else 0
+        room = Room(rooms, row, spare, counts, snapshot.gpu_left[row, :number].tolist())
         for _, hold in lower:
             room._move_devices(hold, 1)
         return room

@@ -11,7 +11,7 @@ from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.core import Scheduler, Waiting
 from shoal.master.scheduler.snapshot import Snapshot
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, case
+from tests.reference.generate import FEATURES, case
 
 SEEDS = int(os.environ.get("SHOAL_PROPERTY_SEEDS", "2000")) // 4
 KINDS = {"request", "selector", "affinity", "toleration", "spread", "anti-affinity", "port", "label", "move"}
@@ -50,7 +50,7 @@ def test_advice_that_is_followed_helps() -> None:
     seen: Counter[str] = Counter()
     pending = 0
     for seed in range(SEEDS):
-        made = case(seed, DECIDED)
+        made = case(seed, FEATURES)
         snapshot, scheduler = bridge.snapshot_of(made.cluster), Scheduler()
         plan = scheduler.schedule(snapshot, [bridge.waiting(pod) for pod in made.queue])
         done: set[PodClass] = set()

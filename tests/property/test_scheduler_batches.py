@@ -8,7 +8,7 @@ from shoal.master.scheduler import core, counts, nodes, owners, place, snapshot
 from shoal.master.scheduler.core import Scheduler
 from tests.property.test_scheduler_exact import SEEDS, check
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, case
+from tests.reference.generate import FEATURES, case
 from tests.reference.large import large_case
 
 FEATURES = ("selector", "anti_affinity", "spread", "soft_spread", "siblings", "profiles", "preferred_pods", "taints")
@@ -40,13 +40,13 @@ def test_full_caches_change_nothing(shard: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(core, "FRAMES_LIMIT", 1)
     monkeypatch.setattr(nodes, "MASKS_LIMIT", 1)
     for seed in range(shard, SEEDS // 5, 2):
-        check(case(seed + 7_000_000, DECIDED))
+        check(case(seed + 7_000_000, FEATURES))
 
 
 def test_a_clone_is_decided_on_alone() -> None:
     """A plan on a copy is the plan on the original, and leaves that as it was."""
     for seed in range(0, SEEDS, 10):
-        made = case(seed + 8_000_000, DECIDED)
+        made = case(seed + 8_000_000, FEATURES)
         original = bridge.snapshot_of(made.cluster)
         waiting = [bridge.waiting(pod) for pod in made.queue]
         copy = original.clone()

@@ -14,7 +14,7 @@ import pytest
 from shoal.master.scheduler.classes import compile_class
 from shoal.master.scheduler.core import Scheduler, order
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, TOGETHER, Case, case
+from tests.reference.generate import FEATURES, TOGETHER, Case, case
 from tests.reference.large import crowded_case, large_case
 from tests.reference.objects import pod_object
 from tests.reference.scheduler import order as plain_order
@@ -40,10 +40,10 @@ def check(made: Case) -> None:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_both_decide_the_same(shard: int) -> None:
     for seed in range(shard, SEEDS, SHARDS):
-        check(case(seed, DECIDED))
+        check(case(seed, FEATURES))
 
 
-@pytest.mark.parametrize("features", [*((one,) for one in DECIDED), *TOGETHER], ids=" ".join)
+@pytest.mark.parametrize("features", [*((one,) for one in FEATURES), *TOGETHER], ids=" ".join)
 def test_both_decide_the_same_with_few_features(features: tuple[str, ...]) -> None:
     """What others would hide: nearly every pod is decided by these."""
     for seed in range(0, SEEDS, 12):
@@ -78,7 +78,7 @@ def test_a_class_is_what_its_manifest_says() -> None:
 def test_a_plan_that_is_undone_leaves_nothing_behind() -> None:
     """The same queue gets the same plan again, save where preemption has told victims to go."""
     for seed in range(0, SEEDS, 4):
-        made = case(seed, tuple(name for name in DECIDED if name not in ("priority", "nominated")))
+        made = case(seed, tuple(name for name in FEATURES if name not in ("priority", "nominated")))
         snapshot, scheduler = bridge.snapshot_of(made.cluster), Scheduler()
         waiting = [bridge.waiting(pod) for pod in made.queue]
         first = bridge.outcomes(scheduler.schedule(snapshot, waiting), snapshot, made.queue)
@@ -91,7 +91,7 @@ def test_a_plan_that_is_undone_leaves_nothing_behind() -> None:
 
 def test_a_plan_on_a_copy_leaves_the_snapshot_alone() -> None:
     for seed in range(1, SEEDS, 4):
-        made = case(seed, DECIDED)
+        made = case(seed, FEATURES)
         snapshot = bridge.snapshot_of(made.cluster)
         waiting = [bridge.waiting(pod) for pod in made.queue]
         copy = snapshot.clone()

@@ -13,7 +13,7 @@ from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.master.scheduler.scores import score_parts
 from shoal.master.scheduler.snapshot import Snapshot
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, TOGETHER, Case, case
+from tests.reference.generate import FEATURES, TOGETHER, Case, case
 from tests.reference.history import History
 from tests.reference.scheduler import schedule
 
@@ -63,7 +63,7 @@ def same_as_new(life: History, snapshot: Snapshot, what: str) -> None:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_a_life_fed_in_steps(shard: int) -> None:
     for seed in range(shard, SEEDS, SHARDS):
-        live(case(seed, DECIDED))
+        live(case(seed, FEATURES))
 
 
 @pytest.mark.parametrize("features", TOGETHER, ids=" ".join)

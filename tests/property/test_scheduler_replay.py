@@ -14,7 +14,7 @@ from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.master.scheduler.replay import Report, replay
 from shoal.master.scheduling.journal import Journal
 from tests.reference import bridge
-from tests.reference.generate import DECIDED, case
+from tests.reference.generate import FEATURES, case
 from tests.reference.history import History
 from tests.reference.scheduler import schedule
 
@@ -47,7 +47,7 @@ class Memory:
 
 def lived(seed: int) -> tuple[Memory, int]:
     """A life's journal, and how many plans were made in it."""
-    made = case(seed, DECIDED)
+    made = case(seed, FEATURES)
     life, snapshot, scheduler, sink = History.of(made), bridge.snapshot_of(made.cluster), Scheduler(), Memory()
     journal = Journal(sink, BUILT_IN, lambda: 0.0)
     journal.watch(snapshot)
@@ -118,6 +118,6 @@ def test_another_profile_decides_otherwise_and_the_same_again() -> None:
 def test_classes_are_plain_data() -> None:
     seen: set[PodClass] = set()
     for seed in range(SEEDS):
-        seen |= {pod.what for pod in case(seed, DECIDED).queue}
+        seen |= {pod.what for pod in case(seed, FEATURES).queue}
     for pods in seen:
         assert decode(json.loads(json.dumps(encode(pods)))) == pods

@@ -39,7 +39,6 @@ FEATURES = (
     "gangs",
     "leaving",
 )
-DECIDED = FEATURES
 TOGETHER = (  # features that act on each other, looked at without the rest
     ("spread", "soft_spread", "selector", "taints", "leaving"),
     ("spread", "soft_spread", "node_affinity", "preferred_nodes"),

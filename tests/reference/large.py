@@ -8,9 +8,9 @@ from dataclasses import replace
 from tests.reference.cluster import Cluster, Group, Pod
 from tests.reference.devices import choose
 from tests.reference.filters import Look, reason
-from tests.reference.generate import DECIDED, HOSTNAME, RACK, ZONE, Case, Maker, a_budget, important, joined
+from tests.reference.generate import FEATURES, HOSTNAME, RACK, ZONE, Case, Maker, a_budget, important, joined
 
-LARGE = tuple(name for name in DECIDED if name not in ("volumes", "profiles"))
+LARGE = tuple(name for name in FEATURES if name not in ("volumes", "profiles"))
 PREEMPTION = ("priority", "nominated", "budgets")
 
 

@@ -9,7 +9,7 @@ from tests.reference.cluster import Cluster, Pod
 from tests.reference.devices import GPU
 from tests.reference.nodes import Node
 from tests.reference.scheduler import Outcome
-from tests.scheduler_cases import Decide, both, cluster, node, on, place, plain_only, pods, reasons, what
+from tests.scheduler_cases import Decide, both, cluster, node, on, place, pods, reasons, what
 
 
 def box(name: str, gpus: int, **fields: object) -> Node:
@@ -79,7 +79,7 @@ def test_a_node_that_lost_a_device_has_no_debts(decide: Decide) -> None:
     assert place(decide, where, *pods(what(cpu=100))) == ["b"], "idle devices are counted as they are"
 
 
-@plain_only
+@both
 def test_a_device_that_is_lost_is_not_won_by_eviction(decide: Decide) -> None:
     """Its pod may go, but nothing comes free with it; another node has more devices."""
     held = [on("a", whole(1), "x", devices=(1,)), on("a", whole(1, priority=200), "y", devices=(0,))]
