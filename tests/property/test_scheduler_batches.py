@@ -11,7 +11,7 @@ from tests.reference import bridge
 from tests.reference.generate import FEATURES, case
 from tests.reference.large import large_case
 
-FEATURES = ("selector", "anti_affinity", "spread", "soft_spread", "siblings", "profiles", "preferred_pods", "taints")
+BOUND = ("selector", "anti_affinity", "spread", "soft_spread", "siblings", "profiles", "preferred_pods", "taints")
 
 
 @pytest.mark.parametrize("shard", range(4))
@@ -19,7 +19,7 @@ def test_the_best_nodes_of_each_domain_are_enough(shard: int, monkeypatch: pytes
     monkeypatch.setattr(place, "FEW", 1)
     monkeypatch.setattr(place, "SORTED_AT_ONCE", 0)
     for seed in range(shard, SEEDS // 2, 4):
-        check(case(seed + 5_000_000, FEATURES))
+        check(case(seed + 5_000_000, BOUND))
 
 
 def test_long_runs_take_the_best_nodes_of_each_domain(monkeypatch: pytest.MonkeyPatch) -> None:
