@@ -79,7 +79,9 @@ class Why:
             _account(response, account(snapshot, known))
             response.revision = response.revision or snapshot.revision
         if waits:
-            await self._advise(response, Adviser(snapshot, scheduler, known.pods))
+            found = self._store.view.all("PriorityClass")
+            classes = {one.metadata.name: one.value for one in found if isinstance(one, o.PriorityClass)}
+            await self._advise(response, Adviser(snapshot, scheduler, known.pods, classes))
         return response
 
     async def _advise(self, response: c.WhyResponse, adviser: Adviser) -> None:

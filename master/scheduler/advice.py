@@ -7,14 +7,14 @@ Works on a snapshot of its own (a copy).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from shoal.master.model import Key
 from shoal.master.scheduler.classes import PODS, PodClass, Tolerance
-from shoal.master.scheduler.core import Scheduler
+from shoal.master.scheduler.core import Preemption, Scheduler, Waiting
 from shoal.master.scheduler.explain import spell
 from shoal.master.scheduler.filters import HARD_EFFECTS, VolumeFilter, feasible, scopes, spread_counts, untolerated
 from shoal.master.scheduler.place import step
@@ -27,11 +27,13 @@ UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
 NODES_TRIED = 16  # for moves; those with the smallest shortage
 PODS_TRIED = 8  # on each of them
 WHOLE = 1000  # milli of a device
+NAMES_SHOWN = 5  # of pods that would be evicted
+SYSTEM_CLASSES = "system-"  # PriorityClasses that are not for everybody
 
 
 class Advice(NamedTuple):
-    """`kind`: request, selector, affinity, toleration, spread, anti-affinity, port, label, uncordon, move. `pods`: the
-    pod as it would be, for changes of the pod. `change`: the same for programs. `node` would take it then."""
+    """`kind`: request, selector, affinity, toleration, spread, anti-affinity, port, label, uncordon, priority or move.
+    `pods`: the pod as it would be, for changes of the pod; `change`: the same for programs. `node` would take it."""
 
     kind: str
     text: str
@@ -47,6 +49,7 @@ class Adviser:
     snapshot: Snapshot
     scheduler: Scheduler
     pods: PodClass
+    priorities: Mapping[str, int] = field(default_factory=dict)  # of the PriorityClasses, by name
 
     def advise(self) -> Iterator[Advice]:
         """All that is found; nothing for members of gangs, which one change seldom helps."""
@@ -61,6 +64,7 @@ class Adviser:
         yield from single
         if not any(found.kind == "request" for found in single):
             yield from self._several_requests()
+        yield from self._priority()
         yield from self._moves()
 
     # ---- trying ----
@@ -254,6 +258,47 @@ class Adviser:
             text = f"take another host port than {number}/{protocol}, or none"
             yield from self._changed("port", text, {"port": number, "protocol": protocol}, ports=rest)
 
+    # ---- whom it could have evicted ----
+    def _priority(self) -> Iterator[Advice]:
+        """The lowest priority with which it would be nominated. More priority never helps less."""
+        own = self.pods.priority
+        held = {hold.pods.priority for hold in self.snapshot.all_holds().values()}
+        levels = sorted({max(own, priority + 1) for priority in held if priority >= own or not self.pods.preempts})
+        if not levels or not self._evicting(levels[-1]):
+            return
+        low, high = 0, len(levels) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._evicting(levels[middle]) else (middle + 1, high)
+        pods, found = self._preempting(levels[low]), self._evicting(levels[low])
+        if found is not None:
+            yield Advice("priority", *self._by_priority(pods.priority, found), pods)
+
+    def _preempting(self, priority: int) -> PodClass:
+        return replace(self.pods, priority=priority, preempts=True)
+
+    def _evicting(self, priority: int) -> Preemption | None:
+        """What it would come to; on a copy."""
+        waiting = Waiting(ADVISED, Key("Pod", self.pods.namespace, ADVISED), self._preempting(priority))
+        plan = Scheduler(self.scheduler.profiles).schedule(self.snapshot.clone(), [waiting])
+        return plan.preemptions[0] if plan.preemptions else None
+
+    def _by_priority(self, priority: int, found: Preemption) -> tuple[str, str, Mapping[str, Any]]:
+        """Text, node, change."""
+        names = [f"{one.key.namespace}/{one.key.name}" for one in found.victims]
+        usable = [
+            (value, name)
+            for name, value in self.priorities.items()
+            if value >= priority and not name.startswith(SYSTEM_CLASSES)
+        ]
+        value, chosen = min(usable, default=(0, ""))
+        such = f" (PriorityClass {chosen}: {value})" if chosen else ", by a PriorityClass"
+        what = f"give it priority {priority} or more{such}" if priority > self.pods.priority else ""
+        how = what or "let it have others evicted (preemptionPolicy: PreemptLowerPriority)"
+        evicted = f"evicting {listed(names)}" if names else "once what is ending there has gone"
+        change = {"priority": priority, "priorityClassName": chosen, "victims": names}
+        return f"{how}, {evicted} on node {found.node}", found.node, change
+
     # ---- room that another pod could make ----
     def _moves(self) -> Iterator[Advice]:
         """One pod of a controller that runs elsewhere just as well, where that is enough: the first that is found."""
@@ -363,6 +408,12 @@ def matched(term: PodTerm) -> str:
     if selector is None:
         return "no pods"
     return ", ".join(spelled(rule) for rule in selector.rules) or "all pods"
+
+
+def listed(names: list[str]) -> str:
+    """The first few."""
+    head = ", ".join(names[:NAMES_SHOWN])
+    return head if len(names) <= NAMES_SHOWN else f"{head} and {len(names) - NAMES_SHOWN} more"
 
 
 def advise(snapshot: Snapshot, scheduler: Scheduler, pods: PodClass) -> Iterable[Advice]:

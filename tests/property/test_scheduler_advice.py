@@ -14,7 +14,18 @@ from tests.reference import bridge
 from tests.reference.generate import FEATURES, case
 
 SEEDS = int(os.environ.get("SHOAL_PROPERTY_SEEDS", "2000")) // 4
-KINDS = {"request", "selector", "affinity", "toleration", "spread", "anti-affinity", "port", "label", "move"}
+KINDS = {
+    "request",
+    "selector",
+    "affinity",
+    "toleration",
+    "spread",
+    "anti-affinity",
+    "port",
+    "label",
+    "move",
+    "priority",
+}
 
 
 def obeyed(snapshot: Snapshot, scheduler: Scheduler, waiting: Waiting, advice: Advice) -> str:
@@ -32,6 +43,11 @@ def obeyed(snapshot: Snapshot, scheduler: Scheduler, waiting: Waiting, advice: A
     if snapshot.held(waiting.uid) is not None:
         return str(snapshot.held(waiting.uid).node)  # type: ignore[union-attr]
     plan = scheduler.schedule(snapshot, [waiting._replace(pods=pods)])
+    if advice.kind == "priority":
+        assert [f"{one.key.namespace}/{one.key.name}" for one in plan.preemptions[0].victims] == advice.change[
+            "victims"
+        ]
+        return plan.preemptions[0].node
     return plan.bindings[0].node if plan.bindings else ""
 
 

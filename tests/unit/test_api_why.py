@@ -158,6 +158,14 @@ def crowded_port() -> list[Object]:
     return [w.node("n1"), *pods]
 
 
+def outranked() -> list[Object]:
+    urgent = o.PriorityClass(apiVersion="scheduling.k8s.io/v1", kind="PriorityClass", value=1000)
+    urgent.metadata.name = "urgent"
+    busy = w.pod("busy", node="n1", cpu="3")
+    busy.spec.priority = 10
+    return [w.node("n1"), urgent, busy, w.pod("p", cpu="1500m")]
+
+
 def in_the_way() -> list[Object]:
     """The big pod fits on n1 alone, where a small one of a ReplicaSet is, which could be on n2."""
     owner = w.replicaset()
@@ -165,9 +173,14 @@ def in_the_way() -> list[Object]:
     return [w.node("n1", cpu="4"), w.node("n2", cpu="2"), owner, small, w.pod("p", cpu="4")]
 
 
+def change_of(advice: c.Advice) -> dict[str, Any]:
+    change: dict[str, Any] = json.loads(advice.change)
+    return change
+
+
 def follow(world: World, advice: c.Advice) -> None:
     """What a person would do who takes the advice at its word."""
-    change: dict[str, Any] = json.loads(advice.change)
+    change = change_of(advice)
     if advice.kind == "label":
         label_node(world, change)
     elif advice.kind == "uncordon":
@@ -209,6 +222,8 @@ def changed(pod: o.Pod, kind: str, change: dict[str, Any]) -> o.Pod:
     if kind == "request":
         for name, text in change["requests"].items():
             spec.containers[0].resources.requests[name].text = text
+    elif kind == "priority":
+        spec.priority = change["priority"]
     elif kind == "toleration":
         spec.tolerations.add(**change["toleration"])
     elif kind == "port":
@@ -250,6 +265,7 @@ CASES: list[tuple[Callable[[], list[Object]], list[str]]] = [
         ],
     ),
     (crowded_port, ["take another host port than 8080/TCP, or none"]),
+    (outranked, ["give it priority 11 or more (PriorityClass urgent: 1000), evicting default/busy on node n1"]),
     (in_the_way, ["move pod default/small from node n1 to node n2 (its controller makes it anew there)"]),
 ]
 
@@ -267,4 +283,8 @@ async def test_advice_that_is_followed_places_the_pod(make: Callable[[], list[Ob
             assert not get(world, "p").spec.nodeName
             follow(world, advice)
             await idle()
+            if advice.kind == "priority":
+                for name in change_of(advice)["victims"]:
+                    world.commit(Delete(key_of(get(world, name.partition("/")[2]))))
+                await idle()
             assert get(world, "p").spec.nodeName == advice.node, advice.text
