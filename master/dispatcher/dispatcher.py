@@ -84,7 +84,7 @@ class Dispatcher:
         self.counters = counters or Counters()
         self._writer = StatusWriter(store, self.counters, now)
         self._sessions: dict[str, Session] = {}
-        self._touched: set[Session] = set()  # by the events that are being told
+        self._touched: dict[Session, None] = {}  # by the events that are being told; in their order, not by address
         self._joining: dict[str, object] = {}
         self._last_seen: dict[str, float] = {}
         self._started = self._clock()
@@ -160,7 +160,7 @@ class Dispatcher:
             for event in events:
                 self._tell(event)
             self._fed = max(self._fed, revision)
-            touched, self._touched = self._touched, set()
+            touched, self._touched = self._touched, {}
             for session in touched:
                 session.wake()
 
@@ -177,7 +177,7 @@ class Dispatcher:
                     self._end_for(session, new)
                 elif session is not None:
                     session.dirty.add_pod(uid, event.revision)
-                    self._touched.add(session)
+                    self._touched[session] = None
         elif event.key.kind == "Node":
             self._tell_node(event, new if isinstance(new, o.Node) else None)
         if event.key.kind != "Node":
@@ -187,12 +187,12 @@ class Dispatcher:
         for node, key in deliveries.concerned(self.view, event):
             if (session := self._sessions.get(node)) is not None:
                 session.dirty.add_object(key, event.revision)
-                self._touched.add(session)
+                self._touched[session] = None
         if event.new is None and (lost := deliveries.unreachable(event)):
             for session in self._sessions.values():
                 for key in lost & session.volumes:
                     session.dirty.add_object(key, event.revision)
-                    self._touched.add(session)
+                    self._touched[session] = None
 
     def _end_for(self, session: Session, pod: Object | None) -> None:
         """Says for the agent that a deleted pod, of which it holds nothing, has ended."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import pytest
 
@@ -22,8 +21,6 @@ from tests.control_world import World, namespace, node, pod
 from tests.scheduling_world import edit, end, idle, scheduling
 from tests.unit.store_support import Clock
 from tests.virtual_loop import virtual
-
-EVICTS = pytest.mark.skipif(find_spec("shoal.master.scheduler.preempt") is None, reason="the core does not evict yet")
 
 
 def placed(world: World) -> dict[str, str]:
@@ -167,7 +164,6 @@ def test_a_spec_that_cannot_be_read_is_told_and_stops_nobody(
 
 
 # ---- nominations ----
-@EVICTS
 def test_a_nomination_survives_a_restart_and_holds_its_room() -> None:
     async def main() -> None:
         world = World([namespace(), node("a", cpu="2"), node("b", cpu="1")])
@@ -384,7 +380,6 @@ def leave_at_once(world: World) -> None:
             world.commit(Delete(key_of(one)))
 
 
-@EVICTS
 def test_a_pod_that_matters_more_has_others_evicted() -> None:
     async def main() -> None:
         world = World([namespace(), node("a", cpu="2"), node("b", cpu="2")])
@@ -423,7 +418,6 @@ def test_a_pod_that_matters_more_has_others_evicted() -> None:
     virtual(main())
 
 
-@EVICTS
 def test_a_nominated_pod_goes_where_room_comes_first() -> None:
     async def main() -> None:
         world = World([namespace(), node("a", cpu="2")])
@@ -445,7 +439,6 @@ def test_a_nominated_pod_goes_where_room_comes_first() -> None:
     virtual(main())
 
 
-@EVICTS
 def test_who_matters_more_still_takes_the_room_of_a_nominated_pod() -> None:
     async def main() -> None:
         world = World([namespace(), node("a", cpu="2")])
@@ -466,7 +459,6 @@ def test_who_matters_more_still_takes_the_room_of_a_nominated_pod() -> None:
     virtual(main())
 
 
-@EVICTS
 def test_a_nominated_pod_that_is_deleted_gives_its_room_back() -> None:
     async def main() -> None:
         world = World([namespace(), node("a", cpu="2")])
@@ -485,7 +477,6 @@ def test_a_nominated_pod_that_is_deleted_gives_its_room_back() -> None:
     virtual(main())
 
 
-@EVICTS
 def test_a_crash_between_nomination_and_eviction_is_made_good() -> None:
     """The former leader wrote the nomination and died; nobody told the victim."""
 
@@ -503,7 +494,6 @@ def test_a_crash_between_nomination_and_eviction_is_made_good() -> None:
     virtual(main())
 
 
-@EVICTS
 def test_a_crash_between_eviction_and_nomination_costs_nobody_else() -> None:
     async def main() -> None:
         world = World([namespace(), node("a", cpu="2"), node("b", cpu="2")])
@@ -536,7 +526,6 @@ class Faulty(World):
         return await super().write(changes, low_priority=low_priority)
 
 
-@EVICTS
 @pytest.mark.parametrize("how", ["lost", "refused"])
 def test_a_nomination_that_was_not_written_evicts_nobody_and_comes_again(how: str) -> None:
     async def main() -> None:
