@@ -59,7 +59,8 @@ def _arrived(rehearsal: Rehearsal, pod: o.Pod, new: bool) -> c.PlannedPod | None
 def _left(rehearsal: Rehearsal, pod: o.Pod, lost: Mapping[str, str]) -> c.PlannedPod:
     uid = pod.metadata.uid
     fate = LOST if uid in lost else PREEMPTED if uid in rehearsal.preempted else DELETED
-    reason = rehearsal.causes.get(uid, "")
+    taker = rehearsal.preempted.get(uid)
+    reason = _room_for(rehearsal, taker) if taker is not None else rehearsal.causes.get(uid, "")
     return c.PlannedPod(
         fate=fate,
         key=_message(key_of(pod)),
@@ -68,6 +69,17 @@ def _left(rehearsal: Rehearsal, pod: o.Pod, lost: Mapping[str, str]) -> c.Planne
         node=pod.spec.nodeName,
         reason=reason,
     )
+
+
+def _room_for(rehearsal: Rehearsal, taker: str) -> str:
+    """Names the pod if it has a name by now, else its owner."""
+    pod = rehearsal.overlay.by_uid(taker)
+    if not isinstance(pod, o.Pod):
+        return "makes room for a pod of higher priority"
+    owner = owner_key(rehearsal, pod)
+    if rehearsal.first.get(taker) is not None or owner.kind == "Pod":
+        return f"makes room for pod {pod.metadata.namespace}/{pod.metadata.name}"
+    return f"makes room for a pod of {owner.kind.lower()} {owner.namespace}/{owner.name}"
 
 
 def said(pod: o.Pod) -> str:

@@ -31,13 +31,13 @@ REPLICASETS = 1  # the place of their controller
 
 class Rehearsal:
     """`first` holds, for each pod that was touched, what it was before (None: it was not there); `causes` says of
-    pods that go why; `refusals` why pods wait."""
+    pods that go why, `preempted` for whom; `refusals` why pods wait."""
 
     def __init__(self, overlay: Overlay, snapshot: Snapshot, scheduler: Scheduler, now: float, rng: Rng) -> None:
         self.overlay, self.snapshot = overlay, snapshot
         self.first: dict[str, Record | None] = {}
         self.causes: dict[str, str] = {}
-        self.preempted: set[str] = set()
+        self.preempted: dict[str, str] = {}  # uid -> uid of the pod that it makes room for
         self.refusals: dict[str, str] = {}
         self.holds: dict[Key, float] = {}  # ReplicaSets that wait because their pods fail, and for how long
         self.held_up: dict[Key, float] = {}  # those that have waited
@@ -187,10 +187,8 @@ class Rehearsal:
     def _victims(self, preemptions: Sequence[Preemption]) -> list[Change]:
         changes: list[Change] = []
         for one in preemptions:
-            taker = one.waiting.key
             for victim in one.victims:
-                self.preempted.add(victim.uid)
-                self.causes[victim.uid] = f"makes room for pod {taker.namespace}/{taker.name}"
+                self.preempted[victim.uid] = one.waiting.uid
                 changes.append(end(victim.key, victim.uid, self.now))
         return changes
 

@@ -478,7 +478,9 @@ async def test_who_is_evicted_for_a_higher_priority_is_told(master: Master) -> N
     assert fates(plan.pods) == {("created", "n1"): 1, ("preempted", "n1"): 2, ("pending", ""): 2}
     gone = [pod for pod in plan.pods if pod.fate == "preempted"]
     assert {pod.uid for pod in gone} < {pod.metadata.uid for pod in pods}
-    assert all(pod.owner.name == "low" and "makes room for pod default/high-" in pod.reason for pod in gone)
+    assert all(
+        pod.owner.name == "low" and pod.reason == "makes room for a pod of deployment default/high" for pod in gone
+    )
     assert {pod.owner.name for pod in plan.pods if pod.fate == "pending"} == {"low"}
     done = await master.service.carry_out(order(plan, top, wish))
     assert [one.action for one in done.results] == ["created", "created"]
