@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.master.model import Event, Key, Record, key_of
 from shoal.master.scheduler import core, counts, nodes, owners, place, snapshot
-from shoal.master.scheduler.core import Scheduler
+from shoal.master.scheduler.classes import PodClass
+from shoal.master.scheduler.core import Scheduler, Waiting
+from shoal.master.scheduler.terms import PodMatch, Rule, Selector, Spread
+from tests.control_world import node
 from tests.property.test_scheduler_exact import SEEDS, check
 from tests.reference import bridge
 from tests.reference.generate import FEATURES, case
@@ -55,3 +59,37 @@ def test_a_clone_is_decided_on_alone() -> None:
         second = bridge.outcomes(Scheduler().schedule(original, waiting), original, made.queue)
         assert first == second, f"seed {seed}"
         assert copy.revision == original.revision
+
+
+def zone_of_seven() -> snapshot.Snapshot:
+    """Seven nodes with room in zone a; b and c have none."""
+    made = snapshot.Snapshot()
+    for number in range(9):
+        one = node(f"n{number}", cpu="8" if number < 7 else "0")
+        one.metadata.labels["zone"] = "abc"[max(0, number - 6)]
+        record = Record(key_of(one), one, b"", 1, 1)
+        made.apply([Event(record.key, 1, None, record)])
+    return made
+
+
+def test_a_domain_that_takes_more_than_its_share_is_looked_at_wholly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out of a domain comes before the second pod on a node that is listed."""
+    monkeypatch.setattr(place, "FEW", 1)
+    monkeypatch.setattr(place, "SORTED_AT_ONCE", 0)
+    match = PodMatch(("default",), None, Selector((Rule("app", "In", ("web",)),)))
+    like = PodClass(
+        (("cpu", 1000), ("pods", 1)),
+        (),
+        (),
+        (1000, 0),
+        "",
+        namespace="default",
+        labels=(("app", "web"),),
+        spread=(Spread("zone", 10, True, match),),
+    )
+    queue = [Waiting(f"p{n}", Key("Pod", "default", f"p{n}"), like) for n in range(6)]
+    together = [b.node for b in Scheduler().schedule(zone_of_seven(), queue).bindings]
+    one_by_one, single = [], zone_of_seven()
+    for waiting in queue:
+        one_by_one += [b.node for b in Scheduler().schedule(single, [waiting]).bindings]
+    assert together == one_by_one == [f"n{n}" for n in range(6)]
