@@ -129,6 +129,29 @@ def test_a_plan_that_does_not_hold_is_refused_and_changes_nothing(shoal: Shoal) 
     assert "deployment/web has been changed since" in shoal.err
 
 
+def test_who_is_evicted_is_who_the_plan_named(shoal: Shoal) -> None:
+    cpu = share(shoal, 0.4)
+    shoal.apply(deployment("low", 4, cpu), "--wait", "--timeout", "60s")
+    before = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in shoal.items("pods")}
+    top = "{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: top}, value: 1000}\n"
+    high = deployment("high", 1, cpu).replace(
+        "{terminationGracePeriodSeconds", "{priorityClassName: top, terminationGracePeriodSeconds"
+    )
+    path = str(shoal.folder / "third.plan")
+    try:
+        plan = planned(shoal, top + "---\n" + high, path)
+        named = {pod["key"]["name"]: pod["node"] for pod in plan["pods"] if pod["fate"] == "preempted"}
+        assert len(named) == 1
+        assert named.items() <= before.items()
+        shoal("apply", "--plan", path, "--wait", "--timeout", "60s")
+        until_bound(shoal, 5, 4)
+        now = {pod["metadata"]["name"] for pod in shoal.items("pods")}
+        assert before.keys() - now == named.keys()
+        assert where(shoal)["high", next(iter(named.values()))] == 1
+    finally:
+        shoal("delete", "deploy/high", "pc/top", "--timeout", "60s")
+
+
 def test_as_many_fit_as_were_counted(shoal: Shoal) -> None:
     cpu = share(shoal, 0.2)
     manifest = deployment("web", 1, cpu)
