@@ -37,14 +37,15 @@ class PlainLoop:
         self.nodes = [PlainNode(facts, dict.fromkeys(facts.alloc, 0), [0, 0]) for facts in nodes]
         self.by_name = {node.facts.name: node for node in self.nodes}
 
-    def take(self, name: str, pods: PodClass) -> None:
+    def take(self, name: str, pods: PodClass, sign: int = 1) -> None:
+        """One pod more there, or one less."""
         node = self.by_name[name]
         for resource, amount in pods.requests:
-            node.used[resource] = node.used.get(resource, 0) + amount
-        node.load[0] += pods.load[0]
-        node.load[1] += pods.load[1]
-        node.owners[pods.owner] += 1
-        node.apps[dict(pods.labels).get("app", "")] += 1
+            node.used[resource] = node.used.get(resource, 0) + sign * amount
+        node.load[0] += sign * pods.load[0]
+        node.load[1] += sign * pods.load[1]
+        node.owners[pods.owner] += sign
+        node.apps[dict(pods.labels).get("app", "")] += sign
 
     def place(self, pods: PodClass) -> str:
         """The node for one more pod, which it takes; "" for none."""

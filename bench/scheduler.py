@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bench.plain import ZONE, PlainLoop
+from bench import groups
+from bench.groups import NODES_PER_RACK, RACK
+from bench.plain import ZONE
+from bench.plain_groups import plain_loop
 
 from shoal.master.model import Event, Key, Record
-from shoal.master.scheduler.classes import GROUP_LABEL, PodClass
+from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.core import Plan, Scheduler, Waiting, order
 from shoal.master.scheduler.snapshot import Hold, Snapshot
 from shoal.master.scheduler.terms import PodMatch, PodTerm, Rule, Selector, Spread
@@ -27,10 +30,7 @@ HEADLINE = 5000  # nodes, of the last line
 ZONES = 10
 PREFILLED = 0.3  # of each node's cpu, about
 GIB = 1 << 30
-HOSTNAME, RACK = "kubernetes.io/hostname", "rack"
-NODES_PER_RACK = 40
-GANGS, GANG_MEMBERS = 20, 4
-PREEMPTORS = 20
+HOSTNAME = "kubernetes.io/hostname"
 IMAGE = "docker.io/library/app:1"
 PLAIN_LOOKS = 60_000  # nodes that the plain loop looks at for one figure
 MIXED_CLASSES, MIXED_WINDOW = 500, 1000
@@ -169,10 +169,7 @@ def decide(snapshot: Snapshot, name: str, queue: list[Waiting]) -> tuple[list[Pl
 
 def plain(snapshot: Snapshot, sample: Sequence[Waiting]) -> tuple[list[str], float]:
     """What the plain loop decides for the first pods, and the seconds of CPU for them."""
-    loop = PlainLoop(snapshot.facts())
-    for name in snapshot.names:
-        for hold in snapshot.pods_on(name).values():
-            loop.take(name, hold.pods)
+    loop = plain_loop(snapshot)
     started = time.process_time()
     found = [loop.place(one.pods) for one in sample]
     return found, time.process_time() - started
@@ -193,50 +190,6 @@ def measure(base: Snapshot, name: str, repeat: int) -> Figure:
     have = [nodes.get(one.uid, "") for one in sample]
     assert have == wanted, f"{name}, {len(base)} nodes: the plain loop decides otherwise: {have} {wanted}"
     return Figure(len(queue) / best, len(sample) / seconds, refused)
-
-
-# ---- gangs and preemption ----
-def gang_ms(base: Snapshot) -> float:
-    """Milliseconds of CPU per gang of four that is placed within one rack, all racks looked at."""
-    snapshot, queue = base.clone(), []
-    for number in range(GANGS):
-        name = f"gang-{number}"
-        group = o.PodGroup(kind="PodGroup")
-        group.metadata.namespace, group.metadata.name = "default", name
-        group.spec.minMember, group.spec.topologyKey = GANG_MEMBERS, RACK
-        record = Record(Key("PodGroup", "default", name), group, b"", 1, 1)
-        snapshot.apply([Event(record.key, 1, None, record)])
-        pods = pod_class(name, 1000 + number, GIB)
-        labels = (*pods.labels, (GROUP_LABEL, name))
-        queue += [replace(pods, group=name, labels=tuple(sorted(labels)))] * GANG_MEMBERS
-    started = time.process_time()
-    plan = Scheduler().schedule(snapshot, queue_of(queue))
-    spent = time.process_time() - started
-    racks = {(b.waiting.pods.group, snapshot.nodes.facts[b.node].labels[RACK]) for b in plan.bindings}
-    assert len(plan.bindings) == len(queue) and len(racks) == GANGS, "a gang is not whole, or in several racks"
-    return spent * 1000 / GANGS
-
-
-def preemption_ms(base: Snapshot) -> float | None:
-    """Milliseconds of CPU per pod that finds its victims on a full cluster; every pod is of a class of its own."""
-    rng, snapshot = random.Random(3), base.clone()
-    cpu = snapshot.resource_row("cpu")
-    assert cpu is not None
-    for row, name in enumerate(snapshot.names):
-        each = int(snapshot.left[cpu, row]) // 3 // 250 * 250
-        for number in range(3):
-            pods = replace(pod_class("low", each, GIB), priority=rng.randint(-5, 5))
-            uid = f"low-{row}-{number}"
-            snapshot.commit(uid, Hold(name, pods, key=Key("Pod", "default", uid), arrival=(row, uid)))
-    kinds = [replace(pod_class(f"high-{n}", 4000 + n, GIB), priority=100) for n in range(PREEMPTORS)]
-    started = time.process_time()
-    plan = Scheduler().schedule(snapshot, queue_of(kinds))
-    spent = time.process_time() - started
-    assert not plan.bindings, "the cluster is not full"
-    if not plan.preemptions:
-        return None
-    assert len(plan.preemptions) == PREEMPTORS, "some pods found no victims"
-    return spent * 1000 / PREEMPTORS
 
 
 def profile(base: Snapshot, name: str) -> None:
@@ -268,9 +221,8 @@ def main() -> None:
             if size == HEADLINE:
                 found[name] = one
         if not args.only and not args.profile:
-            print(f"{size:6} a gang of {GANG_MEMBERS} within a rack: {gang_ms(base):.2f} ms")
-            if (spent := preemption_ms(base)) is not None:
-                print(f"{size:6} a preemption: {spent:.2f} ms")
+            for row in groups.rows(base, pod_class):
+                print(f"{size:6} {row}")
     if len(found) == len(WORKLOADS):
         figures = " ".join(f"{name}_per_s={one.per_s:.0f}" for name, one in found.items())
         print(f"{figures} vs_plain={min(one.ratio for one in found.values()):.0f}")

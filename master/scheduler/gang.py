@@ -41,8 +41,8 @@ def place_gang(snapshot: Snapshot, frame_of: FrameOf, run: Run) -> Outcome:
     if present + len(members) < group.members:
         why = f"pod group {name} has {present + len(members)} of {group.members} members"
         return _all_wait(members, nowhere(snapshot, why))
-    inside = _inside(snapshot, frame_of, group, held, members) if group.key else None
-    outcome = fill(snapshot, frame_of, members, inside)
+    inside, rows = _inside(snapshot, frame_of, group, held, members) if group.key else (None, [])
+    outcome = settled(snapshot, frame_of, members, inside, rows) if rows else fill(snapshot, frame_of, members, inside)
     if present + len(outcome.placed) >= group.members:
         return outcome
     for one, _ in outcome.placed:
@@ -79,6 +79,18 @@ def fill(snapshot: Snapshot, frame_of: FrameOf, members: Sequence[Waiting], insi
     return outcome
 
 
+def settled(
+    snapshot: Snapshot, frame_of: FrameOf, members: Sequence[Waiting], inside: Bools | None, rows: Sequence[int]
+) -> Outcome:
+    """Members of one class whose first ones take these rows; that is all that there is room for."""
+    known, batch = frame_of(members[0].pods), list(members)
+    outcome = Outcome(list(zip(batch, take(snapshot, known, batch, rows), strict=False)))
+    if len(rows) < len(batch):
+        story = explain(snapshot, known, inside)
+        outcome.refused = [(one, story) for one in batch[len(rows) :]]
+    return outcome
+
+
 def narrowed(known: Frame, inside: Bools) -> Frame:
     mask = known.mask & inside
     return replace(known, mask=mask, closed=~mask)
@@ -87,22 +99,23 @@ def narrowed(known: Frame, inside: Bools) -> Frame:
 # ---- the domain ----
 def _inside(
     snapshot: Snapshot, frame_of: FrameOf, group: Group, held: Mapping[int, int], members: Sequence[Waiting]
-) -> Bools:
-    """The nodes of the gang's domain; none when no node has the key."""
+) -> tuple[Bools, list[int]]:
+    """The nodes of the gang's domain, none when no node has the key; and where the members go, if that is known."""
     domains = snapshot.nodes.domains(group.key)
     if not domains.size:
-        return np.zeros(len(snapshot), dtype=np.bool_)
+        return np.zeros(len(snapshot), dtype=np.bool_), []
     there = np.zeros(domains.size + 1, dtype=np.int64)
     for row, number in held.items():
         there[domains.slots[row]] += number
+    rows: list[int] = []
     if there[:-1].any():
         best = int(np.argmax(there[:-1]))
     elif made := _simple(snapshot, frame_of, members):
-        best = _best(domains, made, len(members))
+        best, rows = _best(domains, made, len(members))
     else:
         best = _best_tried(snapshot, frame_of, domains, members)
     inside: Bools = domains.slots == best
-    return inside
+    return inside, rows
 
 
 def _simple(snapshot: Snapshot, frame_of: FrameOf, members: Sequence[Waiting]) -> Ladder | None:
@@ -116,33 +129,44 @@ def _simple(snapshot: Snapshot, frame_of: FrameOf, members: Sequence[Waiting]) -
     return None if how.steps or how.zone is not None else ladder(snapshot, known, profile, how)
 
 
-def _best(domains: Domains, made: Ladder, number: int) -> int:
-    """All domains at once: the first `number` of each domain's (node, j), in the order in which they are taken."""
+def _best(domains: Domains, made: Ladder, number: int) -> tuple[int, list[int]]:
+    """The domain, and the rows that its members take: one more of them is placed in all domains at a time."""
     among = np.flatnonzero(domains.has[made.possible])
-    rows = made.possible[among]
-    if not rows.size:
-        return 0
-    room = made.capacity(rows)
-    depth = min(number, int(room.max()))
-    value = made.rungs(rows, depth)
-    value[np.arange(depth)[None, :] >= room[:, None]] = NOWHERE
-    least = np.minimum.accumulate(value, axis=1).ravel()
-    slots = np.repeat(domains.slots[rows], depth)
-    order = np.lexsort((-least, slots))
-    order = order[least[order] > NOWHERE]
-    counts, totals = _summed(slots[order], value.ravel()[order], domains.size, number)
-    return int(np.lexsort((-totals, -counts))[0])
+    if not among.size:
+        return 0, []
+    slots = domains.slots[made.possible[among]]
+    order = np.argsort(slots.astype(np.int32), kind="stable")
+    slots, rows, value = slots[order], made.possible[among[order]], made.value[among[order]]
+    starts = np.flatnonzero(np.concatenate([[True], slots[1:] != slots[:-1]]))
+    sizes = np.diff(np.append(starts, slots.size))
+    label = np.repeat(np.arange(starts.size), sizes)
+    counts, totals = np.zeros(starts.size, dtype=np.int64), np.zeros(starts.size, dtype=np.float64)
+    taken = np.zeros(rows.size, dtype=np.int64)
+    turns: list[Ints] = []  # of each turn the positions that it took, -1 where none is left
+    for turn in range(number):
+        top = np.maximum.reduceat(value, starts)
+        hits = np.flatnonzero(value == top[label])
+        first = hits[np.concatenate([[True], label[hits[1:]] != label[hits[:-1]]])]
+        able = top > NOWHERE
+        if not able.any():
+            break
+        counts += able
+        totals[able] += top[able]
+        turns.append(np.where(able, first, -1))
+        if turn + 1 < number:
+            at = first[able]
+            taken[at] += 1
+            value[at] = _next(made, rows[at], taken[at])
+    ahead = np.flatnonzero(counts == counts.max())
+    best = int(ahead[np.argmax(totals[ahead])])
+    return int(slots[starts[best]]), [int(rows[turn[best]]) for turn in turns if turn[best] >= 0]
 
 
-def _summed(slots: Ints, value: Floats, size: int, number: int) -> tuple[Ints, Floats]:
-    """Of each domain: how many are placed, and the sum of their scores, added one after the other. `slots` ascend."""
-    numbers = np.bincount(slots, minlength=size)
-    position = np.arange(slots.size) - (np.cumsum(numbers) - numbers)[slots]
-    totals = np.zeros(size, dtype=np.float64)
-    for j in range(min(number, int(numbers.max(initial=0)))):
-        turn = position == j
-        totals[slots[turn]] += value[turn]
-    return np.minimum(numbers, number), totals
+def _next(made: Ladder, rows: Ints, taken: Ints) -> Floats:
+    """The scores of one more pod on each row beside those that were taken there; NOWHERE where it has no room."""
+    value = made.at(rows, taken[:, None])[:, 0]
+    value[made.capacity(rows) <= taken] = NOWHERE
+    return value
 
 
 def _best_tried(snapshot: Snapshot, frame_of: FrameOf, domains: Domains, members: Sequence[Waiting]) -> int:

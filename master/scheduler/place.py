@@ -111,7 +111,10 @@ class Ladder:
 
     def rungs(self, rows: Ints, depth: int) -> Floats:
         """float64[rows, depth]: the score of the j-th pod on each row when the others are there."""
-        j = np.arange(depth)[None, :]
+        return self.at(rows, np.arange(depth)[None, :])
+
+    def at(self, rows: Ints, j: Ints) -> Floats:
+        """float64[rows, ...]: the same of the pods with these numbers, int64[1 or rows, ...]."""
         room, size = self.snapshot.room[:, rows, None], self.snapshot.size[:, rows, None]
         wanted = self.known.want[:, :, None] * (j + 1)
         free = np.maximum(room - wanted, 0.0) / size
