@@ -24,7 +24,7 @@ from shoal.proto.walker import from_tree
 
 PER_CALL, CALLS = 100, 4  # objects in a call, and calls under way
 ONE_CALLS = 32  # the same with one object each
-QUIET_S = 120.0  # without anything new: it is not going to come
+QUIET_S = 60.0  # without anything new: it is not going to come
 BIG = (("grpc.max_receive_message_length", -1),)
 ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
 
