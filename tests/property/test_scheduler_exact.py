@@ -51,7 +51,7 @@ def test_both_decide_the_same_with_few_features(features: tuple[str, ...]) -> No
 
 
 def test_both_place_long_runs_on_many_nodes_the_same() -> None:
-    for seed in range(0, SEEDS, 50):
+    for seed in range(0, SEEDS, 80):
         check(large_case(seed))
 
 
