@@ -23,8 +23,8 @@ from shoal.master.scheduler.nodes import NodeFacts as NodeFacts
 from shoal.master.scheduler.nodes import Nodes
 from shoal.master.scheduler.nodes import TaintKey as TaintKey
 from shoal.master.scheduler.nodes import facts_of as facts_of
-from shoal.master.scheduler.queue import arrival_of
 from shoal.master.scheduler.owners import Owners
+from shoal.master.scheduler.queue import arrival_of
 from shoal.master.scheduler.terms import NodeTerm, Rule
 from shoal.master.scheduler.volumes import KINDS as VOLUME_KINDS
 from shoal.master.scheduler.volumes import Volumes

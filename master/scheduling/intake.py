@@ -10,7 +10,6 @@ from shoal.master.model import FINAL_PHASES, Event, Key
 from shoal.master.scheduler.classes import Classes, PodClass
 from shoal.master.scheduler.core import Waiting
 from shoal.master.scheduler.queue import arrival_of
-from shoal.master.scheduler.snapshot import Hold
 from shoal.master.scheduling.books import Books
 from shoal.master.scheduling.changes import wants_node
 from shoal.master.scheduling.decisions import Decisions
