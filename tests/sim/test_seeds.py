@@ -37,3 +37,8 @@ def test_a_seed_gives_the_same_run_whatever_lies_in_memory() -> None:
 def test_some_pods_are_evicted_and_replaced() -> None:
     evicted = [len(play(seed).watchdog.evicted) for seed in range(1, 5)]
     assert sum(evicted) > 0, "no node was ever short of memory while a pod ran there"
+
+
+def test_some_pods_are_evicted_for_others() -> None:
+    preempted = [len(play(seed).watchdog.preempted) for seed in range(1, 9)]
+    assert sum(preempted) > 0, "nobody that matters more ever found the nodes full"
