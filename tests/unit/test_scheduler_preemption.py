@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shoal.master.scheduler.classes import PodClass
+from shoal.master.scheduler.core import Scheduler
+from shoal.master.scheduler.groups import Budget as Counted
 from shoal.master.scheduler.terms import Selector
+from tests.reference import bridge
 from tests.reference.cluster import Budget, Cluster, Group, Pod
 from tests.reference.generate import joined
 from tests.reference.scheduler import Outcome
@@ -149,6 +152,18 @@ def test_two_preemptions_of_one_plan_share_a_budget(decide: Decide) -> None:
     where = cluster([node(name, cpu=1000) for name in ("x1", "x2", "y")], held)
     where.budgets = [Budget("default", app_is("db"), 1)]
     assert [found.nominated for found in decide(where, pods(high(), 3))] == ["x1", "y", "x2"]
+
+
+def test_a_budget_that_has_counted_the_eviction_does_not_count_it_again() -> None:
+    """As the eviction API leaves it before the pod is seen to go."""
+    held = [on("a", low("db"), "x"), on("b", low("web", priority=50), "y")]
+    snapshot = bridge.snapshot_of(cluster([node("a", cpu=1000), node("b", cpu=1000)], held))
+    queue = [bridge.waiting(pod) for pod in pods(high())]
+    for disrupted, where, breaks in ((frozenset(), "b", 0), (frozenset({"x"}), "a", 0)):
+        snapshot.budgets["default", "db"] = Counted("default", "db", app_is("db"), 0, disrupted)
+        plan = Scheduler().schedule(copy := snapshot.clone(), queue)
+        assert [(one.node, one.breaks) for one in plan.preemptions] == [(where, breaks)]
+        assert copy.budgets["default", "db"].allowed == 0, "nothing was taken from it"
 
 
 # ---- who is leaving, who is nominated ----
