@@ -248,12 +248,11 @@ def by_zone(made: Ladder, scope: Scope, number: int) -> list[int]:
 
 @dataclass(slots=True)
 class Listed:
-    """The nodes that are looked at first, by positions: the best of each domain. What is left out of a domain comes
-    after its (`value`, `row`)."""
+    """The nodes that are looked at first, by positions, and which domains have others besides. The first k items of a
+    domain's k best nodes are the first k of all its items."""
 
     at: Ints
-    value: Floats | None = None  # by domain
-    row: Ints | None = None
+    partial: Bools | None = None
 
     @staticmethod
     def all(made: Ladder) -> Listed:
@@ -261,61 +260,45 @@ class Listed:
 
     @staticmethod
     def of(made: Ladder, scope: Scope, each: int) -> Listed:
+        """The best `each` of every domain."""
         if made.possible.size <= SORTED_AT_ONCE or scope.domains.size > ZONES_LIMIT:
             return Listed.all(made)
         slots = scope.domains.slots[made.possible].astype(np.int16)
-        order = np.argsort(slots, kind="stable")
-        ends = np.cumsum(np.bincount(slots, minlength=scope.domains.size))
-        value = np.full(scope.domains.size, NOWHERE)
-        row = np.full(scope.domains.size, -1, dtype=np.int64)
-        kept = []
-        for zone, part in enumerate(np.split(order, ends[:-1])):
-            some = part[best(made.value[part], each)] if part.size > each else part
-            if part.size > each:
-                value[zone] = made.value[some].min()
-                row[zone] = made.possible[some[made.value[some] == value[zone]]].max()
-            kept.append(some)
-        return Listed(np.sort(np.concatenate(kept)), value, row)
-
-    def sure(self, found: Items, slots: Ints) -> Bools:
-        """For each item whether nothing that is not listed comes before it."""
-        if self.value is None or self.row is None:
-            sure: Bools = np.ones(found.rows.size, dtype=np.bool_)
-        else:
-            last, last_row = self.value[slots], self.row[slots]
-            sure = (found.least > last) | ((found.least == last) & (found.rows <= last_row))
-        sure[found.deep :] = False
-        return sure
+        number = np.bincount(slots, minlength=scope.domains.size)
+        parts = np.split(np.argsort(slots, kind="stable"), np.cumsum(number)[:-1])
+        kept = [part[best(made.value[part], each)] if part.size > each else part for part in parts]
+        return Listed(np.sort(np.concatenate(kept)), number > each)
 
 
 @dataclass(slots=True)
 class Ahead:
     """What each domain has to offer, the next first, as flat lists: `start` to `end` are a domain's. `more` says that
-    what follows is not listed; an item that is not `sure` may come later than one that is not listed."""
+    what follows is not listed."""
 
     value: list[float]
     row: list[int]
-    sure: list[bool]
     start: list[int]
     end: list[int]
     more: list[bool]
 
     @staticmethod
     def of(scope: Scope, found: Items, listed: Listed, each: int) -> Ahead:
-        """At most `each` of a domain."""
+        """At most `each` of a domain, and only what is sure to come in this order."""
+        size = scope.domains.size
         slots = scope.domains.slots[found.rows]
-        grouped = np.argsort(slots if scope.domains.size > ZONES_LIMIT else slots.astype(np.int16), kind="stable")
-        number = np.bincount(slots, minlength=scope.domains.size)
-        more = number > (each if found.deep == UNBOUNDED else 0)
-        if listed.value is not None:
-            more |= listed.value > NOWHERE
+        more = np.zeros(size, dtype=np.bool_) if listed.partial is None else listed.partial.copy()
+        if found.deep < UNBOUNDED:
+            more |= np.bincount(slots, minlength=size) > 0
+            slots = slots[: found.deep]
+        grouped = np.argsort(slots if size > ZONES_LIMIT else slots.astype(np.int16), kind="stable")
+        number = np.bincount(slots, minlength=size)
+        more |= number > each
         if grouped.size > each:
             rank = np.arange(grouped.size) - np.repeat(np.cumsum(number) - number, number)
             grouped, number = grouped[rank < each], np.minimum(number, each)
         end: list[int] = np.cumsum(number).tolist()
         value: list[float] = (-found.value[grouped]).tolist()
-        sure: list[bool] = listed.sure(found, slots)[grouped].tolist()
-        return Ahead(value, found.rows[grouped].tolist(), sure, [0, *end[:-1]], end, more.tolist())
+        return Ahead(value, found.rows[grouped].tolist(), [0, *end[:-1]], end, more.tolist())
 
 
 def level(scope: Scope, counts: Ints, ahead: Ahead, number: int) -> list[int] | None:
@@ -335,8 +318,6 @@ def level(scope: Scope, counts: Ints, ahead: Ahead, number: int) -> list[int] | 
                 continue
             item = following[zone]
             if item < end[zone]:
-                if not ahead.sure[item]:
-                    return None
                 following[zone] = item + 1
                 heapq.heappush(heap, (value[item], rows[item], zone))
             elif ahead.more[zone]:
