@@ -27,11 +27,14 @@ def command(session: Session, what: tuple[str, ...], output: str | None, lines: 
     """
     from shoal.deploy.cli.listing import colours_wanted
     from shoal.deploy.cli.printers import decision
+    from shoal.deploy.cli.printers.reasons import as_decided
     from shoal.deploy.cli.printers.stories import as_tree, text
 
     kind, name = _meant(what)
     story = _story(session, kind, name)
     decided = _decided(session, story)
+    if decided is not None:
+        story = as_decided(story, decided.message)
     if output:
         from shoal.proto.printing import to_json, to_yaml
 

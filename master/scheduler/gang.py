@@ -47,7 +47,10 @@ def place_gang(snapshot: Snapshot, frame_of: FrameOf, run: Run) -> Outcome:
         return outcome
     for one, _ in outcome.placed:
         snapshot.undo(one.uid)
-    return _all_wait(members, outcome.refused[0][1])
+    story = outcome.refused[0][1]
+    fit = present + len(outcome.placed)
+    why = f"pod group {name} needs {group.members} members placed together, but {fit} fit; for the next {story.message}"
+    return _all_wait(members, replace(story, message=why))
 
 
 def _all_wait(members: Sequence[Waiting], story: Explanation) -> Outcome:

@@ -46,7 +46,9 @@ class Decisions:
     def note(self, decisions: Iterable[Decision]) -> None:
         found = self._by_uid
         for decision in decisions:
-            found.pop(decision.uid, None)  # the newest stands last
+            before = found.pop(decision.uid, None)  # the newest stands last
+            if before is not None and before.victims and before.node == decision.node and not decision.victims:
+                decision = decision._replace(victims=before.victims)  # who made room there still belongs to the story
             found[decision.uid] = decision
         while len(found) > self._kept:
             del found[next(iter(found))]

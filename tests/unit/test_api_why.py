@@ -288,3 +288,20 @@ async def test_advice_that_is_followed_places_the_pod(make: Callable[[], list[Ob
                     world.commit(Delete(key_of(get(world, name.partition("/")[2]))))
                 await idle()
             assert get(world, "p").spec.nodeName == advice.node, advice.text
+
+
+async def test_a_gang_that_is_too_large_says_how_much_of_it_fits() -> None:
+    group = o.PodGroup(apiVersion="scheduling.x-k8s.io/v1alpha1", kind="PodGroup")
+    group.metadata.name, group.metadata.namespace, group.metadata.uid = "g", "default", "uid-g"
+    group.spec.minMember = 5
+    members = [w.pod(f"m{i}", cpu="1") for i in range(5)]
+    for one in members:
+        one.metadata.labels["scheduling.x-k8s.io/pod-group"] = "g"
+    world = World([w.node("n1", cpu="2"), w.node("n2", cpu="1"), group, *members])
+    async with scheduling(world) as loop:
+        found = await ask(world, loop, "m4")
+    assert found.message == (
+        "pod group g needs 5 members placed together, but 3 fit; for the next "
+        "0/2 nodes are available: 2 Insufficient cpu (short of 1000m at best)."
+    )
+    assert not found.advice

@@ -414,6 +414,7 @@ def test_a_pod_that_matters_more_has_others_evicted() -> None:
             assert {one.involvedObject.name for one in events} == {one.metadata.name for one in leaving}
             decision = loop.decisions.of("uid-Pod-big")
             assert decision is not None and (decision.node, decision.committed) == (other, True)
+            assert {one.key.name for one in decision.victims} == {one.metadata.name for one in leaving}
 
     virtual(main())
 

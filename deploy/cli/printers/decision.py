@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from shoal.deploy.cli.printers.stories import wrapped
 from shoal.deploy.cli.printers.text import age, clean
 from shoal.proto.v1 import cluster_pb2 as c
 
 SMALL = 5e-4  # differences between scores that are not worth a word
 REASONS_SHOWN = 8
+LEAST_WAIT_S = 0.001  # that is worth a number
 
 
 def lines(found: c.WhyResponse, now: float) -> Iterator[str]:
@@ -24,11 +26,13 @@ def lines(found: c.WhyResponse, now: float) -> Iterator[str]:
 def _placed(found: c.WhyResponse, now: float) -> Iterator[str]:
     if found.kept:
         tried = "" if found.attempts < 2 else f", attempt {found.attempts}"
-        when = f"{age(now - found.at)} ago, after {_seconds(found.waited_seconds)}{tried}, at revision {found.revision}"
+        when = f"{age(now - found.at)} ago, {_seconds(found.waited_seconds)}{tried}, at revision {found.revision}"
         yield f"Placed on node {found.node} {when}"
+        if found.victims:
+            yield from wrapped(f"evicted to make room for it: {_victims(found)}", "  ")
     else:
         yield f"On node {found.node}; how that was decided is not kept: this is how it would be decided now"
-    together = f", for {found.alike} pods alike in one go" if found.alike > 1 else ""
+    together = f"; {found.alike} pods alike were placed in one go" if found.alike > 1 else ""
     yield f"  {_could(found)}{together}"
     yield from _rejected(found)
     if found.best:
@@ -78,22 +82,34 @@ def _rejected(found: c.WhyResponse) -> Iterator[str]:
 
 def _pending(found: c.WhyResponse) -> Iterator[str]:
     if found.nominated:
-        names = ", ".join(f"{one.namespace}/{one.name}" for one in found.victims)
-        going = f" when these have gone: {names}" if names else " when what is ending there has gone"
+        going = f" when these have gone: {_victims(found)}" if found.victims else " when what is ending there has gone"
         yield clean(f"Room is held for it on node {found.node}; it gets it{going}")
+    elif not found.advised:
+        yield f"Without its gates, as the cluster is now: {_could(found)}"
+        yield from _rejected(found)
     elif found.open and not found.kept:
         yield f"{_could(found)} now: its turn comes"
-    if found.short:
-        yield "  the nearest node is short of " + " and ".join(f"{one.amount} {one.resource}" for one in found.short)
+    elif found.short and not found.message:
+        yield "The nearest node is short of " + " and ".join(f"{one.amount} {one.resource}" for one in found.short)
     if found.advice:
         yield "What would change that, each by itself, as the cluster is now:"
-        yield from (clean(f"  - {one.text}: node {one.node} takes it") for one in found.advice)
+        for one in found.advice:
+            yield from wrapped(
+                f"- {one.text}" + ("" if one.node in one.text else f": it then goes to {one.node}"), "  "
+            )
     elif found.advised and not found.nominated and not found.open:
         yield "No single change of its requests, selectors, tolerations or terms helps now, nor moving one other pod."
 
 
+def _victims(found: c.WhyResponse) -> str:
+    return ", ".join(f"{one.namespace}/{one.name}" for one in found.victims)
+
+
 def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    """What it has waited."""
+    if seconds < LEAST_WAIT_S:
+        return "at once"
+    return f"after {seconds * 1000:.0f} ms" if seconds < 1 else f"after {seconds:.1f} s"
 
 
 def tree(found: c.WhyResponse) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.deploy.cli.printers.status import condition, is_true, node_status, pod_status
 from shoal.deploy.cli.printers.tables import event_time
@@ -13,6 +13,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 REVISION = "deployment.kubernetes.io/revision"
 LOOP = "CrashLoopBackOff"
+UNSCHEDULABLE = "Unschedulable"
 MOST_DEATHS, MOST_EVENTS, MOST_CHANGES = 3, 5, 10
 ENDS_WELL = (
     "it ends by itself with exit code 0, and restartPolicy Always starts it again each time: let its command go on in "
@@ -51,10 +52,19 @@ def of_pod(pod: o.Pod, events: Sequence[o.Event], deaths: Sequence[o.Death], nod
     shown = [death for death in own if death.reason != AFTER_GRACE][:MOST_DEATHS]
     wrong = bool(findings)
     told = " ".join(one.text for one in findings)
-    findings += [one for one in _warnings(events) if one.text not in told]
+    findings += [one for one in _warnings(events, bool(pod.spec.nodeName)) if one.text not in told]
     name, ended = pod.metadata.name, pod.status.phase in ("Succeeded", "Failed")
     head = _headline(pod, wrong)
     return Story(f"pod/{name}", pod.metadata.namespace, head, wrong, findings, shown, "" if ended else name)
+
+
+def as_decided(story: Story, message: str) -> Story:
+    """With the scheduler's last word, where it says why the pod waits: its status keeps an older one as long as only
+    numbers differ."""
+    if not message:
+        return story
+    findings = [replace(one, text=message) if one.what == UNSCHEDULABLE else one for one in story.findings]
+    return replace(story, findings=[one for one in findings if one.what != "FailedScheduling"])
 
 
 def of_gone(name: str, namespace: str, deaths: Sequence[o.Death]) -> Story:
@@ -182,9 +192,10 @@ def _unready(pod: o.Pod) -> Iterator[Finding]:
     yield Finding("pod", (ready.reason if ready is not None else "") or "NotReady", text)
 
 
-def _warnings(events: Sequence[o.Event]) -> list[Finding]:
-    """The stored warnings; those derived from the status say nothing new."""
-    told = (event for event in events if event.type == "Warning" and event.reason != "BackOff")  # the status says that
+def _warnings(events: Sequence[o.Event], placed: bool) -> list[Finding]:
+    """The stored warnings; those derived from the status say nothing new, nor why a pod waited that has a node."""
+    old = {"BackOff", "FailedScheduling"} if placed else {"BackOff"}
+    told = (event for event in events if event.type == "Warning" and event.reason not in old)
     found = sorted(told, key=event_time, reverse=True)
     return [
         Finding("event", event.reason, shortened(event.message) + (f" (x{event.count})" if event.count > 1 else ""))

@@ -62,13 +62,14 @@ def _paint(line: str, colour: str, on: bool) -> str:
 def _finding(one: Finding, on: bool) -> Iterator[str]:
     about = "" if one.about == "pod" else f"{one.about}: "
     head = about if one.text.startswith(one.what) else f"{about}{one.what}: "
-    wrapped = _wrapped(f"{head}{one.text}", "  ")
-    first = next(wrapped)
+    lines = wrapped(f"{head}{one.text}", "  ")
+    first = next(lines)
     yield first.replace(one.what, _paint(one.what, "yellow", on), 1) if one.what else first
-    yield from wrapped
+    yield from lines
 
 
-def _wrapped(line: str, indent: str) -> Iterator[str]:
+def wrapped(line: str, indent: str) -> Iterator[str]:
+    """Lines of at most WIDTH, those after the first deeper."""
     yield from textwrap.wrap(
         clean(line),
         WIDTH,
@@ -88,7 +89,7 @@ def _death(death: o.Death, now: float, lines: int, told: set[str]) -> Iterator[s
     yield clean(f"Death of {who} {when} ago on node {death.node} (run {death.attempt + 1}, it ended{lived}):")
     why = death.cause or cause(death)
     if not any(why in one for one in told):
-        yield from _wrapped(why, "  ")
+        yield from wrapped(why, "  ")
     if death.changes:
         since = f" ({age(now - death.lastHealthyAt.seconds)} ago)" if death.lastHealthyAt.seconds else ""
         yield f"  changed since it was last healthy{since}:"
