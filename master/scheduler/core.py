@@ -69,15 +69,23 @@ class Scheduler:
         return found
 
     def schedule(self, snapshot: Snapshot, queue: Sequence[Waiting]) -> Plan:
-        """In the order of the queue (see `order`); each run is judged anew."""
+        """In the order of the queue (see `order`); each run is judged anew. When it raises, nobody is evicted."""
         plan = Plan()
         snapshot.counts.tidy()
+        self._preemptor.begin(snapshot)
+        try:
+            self._plan(snapshot, queue, plan)
+        except Exception:
+            self._preemptor.take_back(snapshot)
+            raise
+        return plan
+
+    def _plan(self, snapshot: Snapshot, queue: Sequence[Waiting], plan: Plan) -> None:
         for run in runs(queue, snapshot.nominated):
             for one in run.waiting if snapshot.nominated else ():
                 if one.uid in snapshot.nominated:
                     snapshot.undo(one.uid)  # gives up its room when its turn comes
             self._run(snapshot, run, plan)
-        return plan
 
     def _run(self, snapshot: Snapshot, run: Run, plan: Plan) -> None:
         """A gang's members are one run."""

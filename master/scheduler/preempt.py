@@ -62,12 +62,25 @@ class Preemptor:
     def __init__(self) -> None:
         self._below: dict[int, Below] = {}
         self._snapshot: Snapshot | None = None
+        self._moved: list[Placed] = []  # in this plan: victims and overtaken pods, as they were before
+        self._budgets: dict[tuple[str, str], Budget] = {}  # as they were before
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """A plan is made."""
+        self._moved, self._budgets = [], dict(snapshot.budgets)
+
+    def take_back(self, snapshot: Snapshot) -> None:
+        """The plan has failed: nobody is evicted, and nobody overtaken."""
+        for uid, hold in reversed(self._moved):
+            snapshot.undo(uid)
+            snapshot.commit(uid, hold)
+        snapshot.budgets.update(self._budgets)
 
     def search(self, snapshot: Snapshot, known: Frame) -> Search | None:
         """For pods of one class, one after the other; None when none may have others evicted."""
         if not known.pods.preempts or known.pods.group or known.blocked or known.demand is None or not len(snapshot):
             return None
-        return Search(snapshot, known, self._tables(snapshot, known.pods.priority))
+        return Search(snapshot, known, self._tables(snapshot, known.pods.priority), self._moved)
 
     def _tables(self, snapshot: Snapshot, priority: int) -> Below:
         if snapshot is not self._snapshot:
@@ -85,8 +98,9 @@ class Search:
     """The cheapest nodes for pods of one class. While one is nominated after the other, only what has changed is judged
     anew: nodes whose pods have; all of them when the class looks at other nodes' pods or a budget was taken from."""
 
-    def __init__(self, snapshot: Snapshot, known: Frame, below: Below) -> None:
-        self.snapshot, self.known, self.below = snapshot, known, below
+    def __init__(self, snapshot: Snapshot, known: Frame, below: Below, moved: list[Placed]) -> None:
+        """`moved` takes in who is evicted or overtaken, as they were."""
+        self.snapshot, self.known, self.below, self.moved = snapshot, known, below, moved
         self._alone = not counts_pods(known) and not known.pods.claims
         self._fresh = False
         self._version = -1
@@ -98,6 +112,7 @@ class Search:
         if found is None:
             return None
         snapshot, node = self.snapshot, self.snapshot.names[found.cost[4]]
+        self.moved += found.overtaken + found.victims
         for uid, _ in found.overtaken:
             snapshot.undo(uid)
         for uid, hold in found.victims:

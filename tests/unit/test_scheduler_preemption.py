@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.core import Scheduler
+from shoal.master.scheduler.filters import Frame
 from shoal.master.scheduler.groups import Budget as Counted
+from shoal.master.scheduler.queue import Run
+from shoal.master.scheduler.snapshot import Hold, Snapshot
 from shoal.master.scheduler.terms import Selector
 from tests.reference import bridge
 from tests.reference.cluster import Budget, Cluster, Group, Pod
@@ -164,6 +169,31 @@ def test_a_budget_that_has_counted_the_eviction_does_not_count_it_again() -> Non
         plan = Scheduler().schedule(copy := snapshot.clone(), queue)
         assert [(one.node, one.breaks) for one in plan.preemptions] == [(where, breaks)]
         assert copy.budgets["default", "db"].allowed == 0, "nothing was taken from it"
+
+
+def all_held(snapshot: Snapshot) -> dict[str, Hold]:
+    return {uid: hold for name in snapshot.names for uid, hold in snapshot.pods_on(name).items()}
+
+
+def test_a_plan_that_fails_evicts_and_overtakes_nobody() -> None:
+    held = [on("a", low("db"), "x"), on("b", low(priority=10), "p9", nominated=True)]
+    where = cluster([node("a", cpu=1000), node("b", cpu=1000)], held)
+    where.budgets = [Budget("default", app_is("db"), 1)]
+    snapshot, scheduler = bridge.snapshot_of(where), Scheduler()
+    before, budgets, asked = all_held(snapshot), dict(snapshot.budgets), pods(high(), 2)
+    assert len(Scheduler().schedule(copy := snapshot.clone(), [bridge.waiting(pod) for pod in asked]).preemptions) == 2
+    assert all_held(copy) != before and copy.budgets != budgets
+
+    def fail(_: Snapshot, known: Frame, run: Run) -> None:
+        if run.waiting[0].uid == "odd":
+            raise ValueError("odd")
+
+    scheduler.before_run = fail
+    with pytest.raises(ValueError, match="odd"):
+        scheduler.schedule(snapshot, [bridge.waiting(pod) for pod in [*asked, Pod("odd", high(cpu=1), 9)]])
+    for pod in asked:
+        snapshot.undo(pod.uid)
+    assert all_held(snapshot) == before and snapshot.budgets == budgets
 
 
 # ---- who is leaving, who is nominated ----
