@@ -8,7 +8,7 @@ from shoal.master.scheduler.terms import NodeTerm, PodMatch, PodTerm, Rule, Sele
 from shoal.proto.v1 import objects_pb2 as o
 
 HARD = "DoNotSchedule"
-ANY_ADDRESS = "0.0.0.0"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104  (compared with, never bound)
 DEFAULT_REGISTRY, OFFICIAL, DEFAULT_TAG = "docker.io", "library/", "latest"
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from shoal.master.scheduler.classes import amounts
+from shoal.master.scheduler.classes import AMOUNT_LIMIT, amounts
 from shoal.master.scheduler.terms import NAME_FIELD, NodeTerm, Rule
 from shoal.master.volumes import Place
 from shoal.proto.v1 import objects_pb2 as o
@@ -45,12 +45,13 @@ class NodeFacts:
 
 
 def facts_of(node: o.Node) -> NodeFacts:
+    """A node's own word is bounded: what one claims must not make sums overflow in everybody's scores."""
     status = node.status
     alloc = amounts(status.allocatable) if status.allocatable else amounts(status.capacity)
     is_ready = any(c.type == "Ready" and c.status == "True" for c in status.conditions)
     closing = node.metadata.HasField("deletionTimestamp")
     taints = frozenset(TaintKey(t.key, t.value, t.effect) for t in node.spec.taints)
-    images = {name: image.sizeBytes for image in status.images for name in image.names}
+    images = {name: max(0, min(AMOUNT_LIMIT, one.sizeBytes)) for one in status.images for name in one.names}
     return NodeFacts(node.metadata.name, alloc, dict(node.metadata.labels), taints, is_ready and not closing, images)
 
 

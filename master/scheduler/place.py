@@ -399,7 +399,7 @@ def few(snapshot: Snapshot, known: Frame, profile: Profile, batch: Sequence[Wait
 
 def _has_room(snapshot: Snapshot, known: Frame, row: int) -> bool:
     left = snapshot.left
-    for resource, amount in known.demand or ():
+    for resource, amount in known.demand or ():  # noqa: SIM110  (a generator takes twice as long)
         if left.item(resource, row) < amount:
             return False
     return True

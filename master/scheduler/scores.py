@@ -1,4 +1,4 @@
-"""Scores, absolute: a placement changes only its own node's and its domains'. Higher is better; ties go to the first name.
+"""Scores, absolute: a placement changes only its own node's and its domains'. Higher is better; ties: the first name.
 
 One canonical formula, on arrays and on numbers alike: exact integers in, one division for each part, the same order of
 operations, so that a batch and a loop over nodes decide the same.

@@ -78,8 +78,8 @@ def hold_for(pods: PodClass, node: str) -> Hold:
 class Snapshot:
     """`alloc`, `left` and `used` (the one less the other) are int64[resource, node]; `resources` names their rows.
     `load` is int64[2, node]: cpu and memory, the first two of them, as the scores count them; `room` is what is
-    allocatable less that, and `size` what is allocatable (at least 1), both as float64[2, node] for the shares. `gpu_left` is int64[node, device]:
-    the milli that are left of each."""
+    allocatable less that, and `size` what is allocatable (at least 1), both as float64[2, node] for the shares.
+    `gpu_left` is int64[node, device]: the milli that are left of each."""
 
     def __init__(self, classes: Classes | None = None) -> None:
         self.nodes = Nodes()

@@ -97,11 +97,11 @@ class Binder:
                 self.unsure.append(binding)
                 continue
             pod = result.message if isinstance(result, Record) else None
-            if isinstance(pod, o.Pod) and pod.metadata.uid == binding.waiting.uid:
-                if pod.spec.nodeName == binding.node:
-                    settled.bound.append(binding)
-                    self.meter.observe_bound(max(0.0, now - seconds(pod.metadata.creationTimestamp)))
-                    continue
+            wanted = binding.waiting.uid, binding.node
+            if isinstance(pod, o.Pod) and (pod.metadata.uid, pod.spec.nodeName) == wanted:
+                settled.bound.append(binding)
+                self.meter.observe_bound(max(0.0, now - seconds(pod.metadata.creationTimestamp)))
+                continue
             settled.freed += self._undo([binding])
             if not isinstance(pod, o.Pod) or not pod.spec.nodeName:  # else its event says where somebody bound it
                 settled.failed.append(binding)

@@ -1,4 +1,4 @@
-"""Preemption carried out: the pod is nominated first, then its victims are deleted, and it is bound when they have gone.
+"""Preemption carried out: the pod is nominated first, then its victims are deleted; it is bound when they have gone.
 
 A crash in between leaves a nomination without deletions, which the next look at the pod repeats, or victims on their
 way without a nomination, whose room the next look finds for nothing.

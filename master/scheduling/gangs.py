@@ -1,7 +1,7 @@
 """Gangs of which only a part has a node: that is told on their PodGroup.
 
-A gang is placed and assumed as a whole. Only a member that the store refuses in the middle of its group's writes, or one
-that ends later, leaves a part; the rest is tried again, and those that have a node count. What runs stays.
+A gang is placed and assumed as a whole. Only a member that the store refuses in the middle of its group's writes, or
+one that ends later, leaves a part; the rest is tried again, and those that have a node count. What runs stays.
 """
 
 from __future__ import annotations

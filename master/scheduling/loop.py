@@ -58,8 +58,8 @@ class SchedulingLoop:
         refresh: bool = True,
         core: Scheduler | None = None,
     ) -> None:
-        """`core` decides; without it one with the built-in profiles. `refresh`: pods that no event can help are looked at now and then, so that the reasons that they tell are
-        true; for tests that want to see what events alone do."""
+        """`core` decides; without it one with the built-in profiles. `refresh`: pods that no event can help are looked
+        at now and then, so that the reasons that they tell are true; tests leave it out to see what events alone do."""
         self.store, self.recorder, self.now, self.rng = store, recorder, now, rng
         self.meter: Meter = meter or NoMeter()
         classes = Classes()
@@ -227,7 +227,7 @@ class SchedulingLoop:
             if queue.pods[binding.waiting.uid].node != binding.node:
                 self._nominate(binding.waiting.uid, "", news)
         if plan.preemptions:
-            for uid, pending in list(queue.nominated.items()):
+            for uid in list(queue.nominated):
                 if self.snapshot.held(uid) is None:  # somebody of higher priority has its room
                     self._nominate(uid, "", news)
                     queue.ready(uid)

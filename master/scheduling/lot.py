@@ -1,7 +1,7 @@
 """Where refused pods wait, by class, and which of them get another turn when something has changed.
 
-Pods of one class share their fate: the first in line is tried, and when it goes the next are. A node with new room stays
-`open` until nobody who waits could use it.
+Pods of one class share their fate: the first in line is tried, and when it goes the next are. A node with new room
+stays `open` until nobody who waits could use it.
 """
 
 from __future__ import annotations
@@ -183,15 +183,16 @@ class Lot:
         for name, (_, new) in news.nodes.items():
             if new is not None:
                 self._reopen(name, window, None, [])
-        woken: list[str] = []
         if self._odd or self._symmetric or self.gangs:
             news.left, news.came = distinct(news.left), distinct(news.came)
         helped = list(self._odd.values())
         if self._symmetric and (news.nodes or news.spaces or any(pods.anti_affinity for pods in news.left)):
             helped += self._symmetric.values()
-        for found in helped:
-            if (first := found.first()) is not None and found.needs.helped(news, spaces, found.tried == window):
-                woken.append(first[1])
+        woken = [
+            first[1]
+            for found in helped
+            if (first := found.first()) is not None and found.needs.helped(news, spaces, found.tried == window)
+        ]
         for key, gang in self.gangs.items():
             if key in news.groups or self._gang_helped(key, gang, news, spaces):
                 woken += gang.members

@@ -9,7 +9,7 @@ from shoal.master.scheduler.classes import compile_class
 from shoal.master.scheduler.core import Scheduler, Waiting
 from shoal.master.scheduler.counts import count_up
 from shoal.master.scheduler.queue import runs
-from shoal.master.scheduler.snapshot import Hold, Snapshot
+from shoal.master.scheduler.snapshot import DEVICES_LIMIT, Hold, Snapshot
 from shoal.master.scheduler.terms import PodMatch, Rule, Selector
 from shoal.proto.v1 import objects_pb2 as o
 from tests.control_world import node, pod
@@ -156,3 +156,31 @@ def test_pods_that_stand_alone_part_a_run() -> None:
     found = [[one.uid for one in run.waiting] for run in runs(queue, {"u2"})]
     assert found == [["u0", "u1"], ["u2"], ["u3", "u4"]]
     assert [len(run.waiting) for run in runs(queue, ())] == [5]
+
+
+@pytest.mark.parametrize("size", [-(2**63), 2**63 - 1])
+def test_a_node_that_claims_absurd_image_sizes_keeps_no_pod_waiting(size: int) -> None:
+    nodes = [node(name) for name in ("a", "b")]
+    for one in nodes:
+        for image in ("docker.io/library/web:1", "docker.io/library/web:2"):
+            one.status.images.add(sizeBytes=size, names=[image])
+    snapshot, wants = snapshot_of(*nodes), pod("p")
+    wants.spec.containers[0].image = "web:1"
+    wants.spec.containers.add(name="d", image="web:2")
+    queue = [Waiting("p", Key("Pod", "default", "p"), compile_class(wants))]
+    assert [one.node for one in Scheduler().schedule(snapshot, queue).bindings] == ["a"]
+
+
+def test_more_devices_than_are_given_out_are_there_but_not_used() -> None:
+    nodes = [node("a"), node("b")]
+    nodes[0].status.allocatable["shoal.dev/gpu"].text = "70"
+    snapshot = snapshot_of(nodes[0])
+    nodes[1].status.allocatable["shoal.dev/gpu"].text = "99999"
+    snapshot.apply([event(nodes[1])])
+    assert snapshot.gpu_left.shape == (2, DEVICES_LIMIT)
+    wants = pod("p")
+    wants.spec.containers[0].resources.requests["shoal.dev/gpu"].text = "65"
+    queue = [Waiting("p", Key("Pod", "default", "p"), compile_class(wants))]
+    plan = Scheduler().schedule(snapshot, queue)
+    assert not plan.bindings
+    assert plan.refusals[0].explanation.message == "0/2 nodes are available: 2 Insufficient shoal.dev/gpu."
