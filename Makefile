@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
-BENCHES := $(patsubst bench/%.py,bench-%,$(filter-out bench/__init__.py bench/devcluster.py bench/node_pull.py bench/e2e_load.py bench/plain.py bench/openb.py bench/openb_core.py bench/openb_replay.py,$(wildcard bench/*.py)))
+BENCHES := $(patsubst bench/%.py,bench-%,$(filter-out bench/__init__.py bench/devcluster.py bench/node_pull.py bench/e2e_load.py bench/plain.py bench/plain_groups.py bench/openb.py bench/openb_core.py bench/openb_replay.py,$(wildcard bench/*.py)))
 export PYTHONHASHSEED := 0
 
 .PHONY: help venv setup-demo setup-test demo down test test-kill check format proto bench $(BENCHES)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -48,6 +49,7 @@ def replay_verb(log: Path, profile: str | None, every: bool, output: str | None)
     try:
         with log.open("rb") as file:
             report = replay(read(file), chosen)
+            torn = _is_torn(file)
     except JournalError as fault:
         raise CommandError(f"{log}: {fault}") from None
     except OSError as error:
@@ -58,7 +60,15 @@ def replay_verb(log: Path, profile: str | None, every: bool, output: str | None)
         print((to_yaml if output == "yaml" else to_json)(_tree(report)).rstrip("\n"))
     else:
         print("\n".join(_text(report, profile, None if every else SHOWN)))
+        if torn:
+            print("note: its last line is not whole (it is being written, or was cut off) and was left out")
     return FAILED if report.differences and chosen is None else OK
+
+
+def _is_torn(file: BinaryIO) -> bool:
+    """True when the last line has no end."""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _profile(said: str) -> Profile:
@@ -89,7 +99,9 @@ def _text(report: Report, profile: str | None, limit: int | None) -> Iterator[st
         f" {_number(len(report.nodes), 'node')}, {report.preempting} preempting; logged by version {report.version}"
     )
     different = len(report.differences)
-    if profile:
+    if not report.decisions:
+        yield "There is no decision in it."
+    elif profile:
         yield (
             f"With profile {profile}: {report.placed_again} placed on {_number(len(report.nodes_again), 'node')};"
             f" {different or 'none'} of the decisions would be {'another' if different == 1 else 'others'}."

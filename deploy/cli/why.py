@@ -27,7 +27,7 @@ def command(session: Session, what: tuple[str, ...], output: str | None, lines: 
     """
     from shoal.deploy.cli.listing import colours_wanted
     from shoal.deploy.cli.printers import decision
-    from shoal.deploy.cli.printers.reasons import as_decided
+    from shoal.deploy.cli.printers.reasons import as_decided, gated
     from shoal.deploy.cli.printers.stories import as_tree, text
 
     kind, name = _meant(what)
@@ -41,9 +41,9 @@ def command(session: Session, what: tuple[str, ...], output: str | None, lines: 
         told = as_tree(story) | ({"scheduling": decision.tree(decided)} if decided is not None else {})
         print((to_yaml if output == "yaml" else to_json)(told).rstrip("\n"))
     else:
-        print("\n".join(text(story, time.time(), lines, colours=colours_wanted())))
-        if decided is not None:
-            print("\n".join(["", *decision.lines(decided, time.time())]))
+        now = time.time()
+        more = list(decision.lines(decided, now, gated=gated(story))) if decided is not None else []
+        print("\n".join([*text(story, now, lines, colours=colours_wanted()), *([""] if more else []), *more]))
     return OK
 
 

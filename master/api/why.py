@@ -85,7 +85,7 @@ class Why:
         return response
 
     async def _advise(self, response: c.WhyResponse, adviser: Adviser) -> None:
-        response.advised = True
+        response.advised = not adviser.pods.group  # nothing is tried for members of gangs
         until = asyncio.get_running_loop().time() + ADVICE_SECONDS
         for one in adviser.advise():
             change = json.dumps(dict(one.change))

@@ -304,4 +304,4 @@ async def test_a_gang_that_is_too_large_says_how_much_of_it_fits() -> None:
         "pod group g needs 5 members placed together, but 3 fit; for the next "
         "0/2 nodes are available: 2 Insufficient cpu (short of 1000m at best)."
     )
-    assert not found.advice
+    assert not found.advised and not found.advice

@@ -93,6 +93,7 @@ def test_what_comes_too_fast_is_lost_and_said(tmp_path: Path, caplog: pytest.Log
     life = Life(log)  # nothing is written yet: the thread has not begun
     for _ in range(5):
         life.place(10)
+    life.empty()  # the state that is asked for next is small: it does not itself fill what may wait
     log.start()
     while not log.wants_state():
         pass
@@ -170,6 +171,19 @@ def run(*arguments: str) -> tuple[int, str]:
     if result.exception is not None:
         return 1, str(result.exception)
     return int(result.return_value), result.output
+
+
+def test_the_command_says_what_it_left_out_and_when_nothing_was_decided(log: DecisionLog, tmp_path: Path) -> None:
+    Life(log).place(1)
+    log.close()
+    path = tmp_path / "decisions.log"
+    path.write_bytes(_cut(path.read_bytes()))
+    assert run(str(path)) == (
+        0,
+        "0 plans, 0 decisions: 0 placed on 0 nodes, 0 preempting; logged by version 1.2.3\n"
+        "There is no decision in it.\n"
+        "note: its last line is not whole (it is being written, or was cut off) and was left out\n",
+    )
 
 
 def test_the_command_tells_what_would_be_otherwise(log: DecisionLog, tmp_path: Path) -> None:

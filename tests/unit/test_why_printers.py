@@ -69,7 +69,7 @@ def test_a_shortage_is_told_once() -> None:
 def test_a_gated_pod_is_not_said_to_have_its_turn() -> None:
     found = c.WhyResponse(nodes=3, open=2)
     found.rejected.add(reason="Insufficient cpu", nodes=1)
-    assert list(decision.lines(found, 0.0)) == [
+    assert list(decision.lines(found, 0.0, gated=True)) == [
         "Without its gates, as the cluster is now: 2 of 3 nodes could take it",
         "  1 of 3: Insufficient cpu",
     ]

@@ -15,10 +15,13 @@ REASONS_SHOWN = 8
 LEAST_WAIT_S = 0.001  # that is worth a number
 
 
-def lines(found: c.WhyResponse, now: float) -> Iterator[str]:
-    """What `why` adds to the story of a pod."""
+def lines(found: c.WhyResponse, now: float, *, gated: bool = False) -> Iterator[str]:
+    """What `why` adds to the story of a pod; `gated` while its scheduling gates are closed."""
     if found.node and not found.nominated:
         yield from _placed(found, now)
+    elif gated:
+        yield f"Without its gates, as the cluster is now: {_could(found)}"
+        yield from _rejected(found)
     else:
         yield from _pending(found)
 
@@ -84,9 +87,6 @@ def _pending(found: c.WhyResponse) -> Iterator[str]:
     if found.nominated:
         going = f" when these have gone: {_victims(found)}" if found.victims else " when what is ending there has gone"
         yield clean(f"Room is held for it on node {found.node}; it gets it{going}")
-    elif not found.advised:
-        yield f"Without its gates, as the cluster is now: {_could(found)}"
-        yield from _rejected(found)
     elif found.open and not found.kept:
         yield f"{_could(found)} now: its turn comes"
     elif found.short and not found.message:

@@ -13,7 +13,7 @@ from shoal.proto.v1 import objects_pb2 as o
 
 REVISION = "deployment.kubernetes.io/revision"
 LOOP = "CrashLoopBackOff"
-UNSCHEDULABLE = "Unschedulable"
+UNSCHEDULABLE, GATED = "Unschedulable", "SchedulingGated"
 MOST_DEATHS, MOST_EVENTS, MOST_CHANGES = 3, 5, 10
 ENDS_WELL = (
     "it ends by itself with exit code 0, and restartPolicy Always starts it again each time: let its command go on in "
@@ -65,6 +65,10 @@ def as_decided(story: Story, message: str) -> Story:
         return story
     findings = [replace(one, text=message) if one.what == UNSCHEDULABLE else one for one in story.findings]
     return replace(story, findings=[one for one in findings if one.what != "FailedScheduling"])
+
+
+def gated(story: Story) -> bool:
+    return any(one.what == GATED for one in story.findings)
 
 
 def of_gone(name: str, namespace: str, deaths: Sequence[o.Death]) -> Story:
