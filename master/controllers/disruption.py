@@ -33,8 +33,6 @@ def controller() -> Controller:
 
 def pod_keys(view: View, event: Event) -> Iterable[Key]:
     """The budgets of a pod that came, went, or is healthy or not otherwise than before."""
-    if next(iter(_budgets(view, event.key.namespace)), None) is None:
-        return ()
     budgets = list(_budgets(view, event.key.namespace))
     if not budgets:
         return ()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import heapq
 import ipaddress
 from collections import Counter
+from collections.abc import Iterable
 
 from shoal.master.model import Create, Key, Modify, Object
 from shoal.proto import names
+from shoal.proto.rules.resources import RESOURCES, not_extended
 from shoal.proto.v1 import objects_pb2 as o
 from shoal.proto.v1 import session_pb2 as s
 
 NODE_PREFIX = 24  # bits of a node's pod range: 254 addresses
 RESTRICTED = "node-restriction.kubernetes.io"
+DEVICES = 64  # kinds of extended resources that one node may have: the scheduler keeps a row for each name
+OWN_RESOURCES = (*RESOURCES, "pods")
 READY = "Ready"  # this condition has one writer, the node controller
 
 
@@ -151,16 +155,23 @@ def apply_report(status: o.NodeStatus, report: s.NodeReport) -> None:
     kept = [condition for condition in status.conditions if condition.type == READY]
     instance = status.instanceID
     fresh = o.NodeStatus(instanceID=instance, metricsPort=report.metrics_port)
-    for name, amount in report.capacity.items():
-        fresh.capacity[name].CopyFrom(amount)
-    for name, amount in report.allocatable.items():
-        fresh.allocatable[name].CopyFrom(amount)
+    for name in sound_resources(report.capacity):
+        fresh.capacity[name].CopyFrom(report.capacity[name])
+    for name in sound_resources(report.allocatable):
+        fresh.allocatable[name].CopyFrom(report.allocatable[name])
     fresh.addresses.extend(report.addresses)
     fresh.images.extend(report.images)
     fresh.nodeInfo.CopyFrom(report.info)
     fresh.conditions.extend(kept)
     fresh.conditions.extend(condition for condition in report.conditions if condition.type != READY)
     status.CopyFrom(fresh)
+
+
+def sound_resources(amounts: Iterable[str]) -> list[str]:
+    """The names that a node may have: its own, and extended ones that pods could ask for, the first of them by name."""
+    found = sorted(amounts)
+    extended = [name for name in found if name not in OWN_RESOURCES and not_extended(name) is None]
+    return [*(name for name in found if name in OWN_RESOURCES), *extended[:DEVICES]]
 
 
 def table_entry(node: o.Node) -> s.NodeAddressRange:

@@ -45,7 +45,7 @@ def bypasses(budget: o.PodDisruptionBudget, pod: o.Pod) -> bool:
 def forbids(budget: o.PodDisruptionBudget, pod: o.Pod) -> str:
     """Why this pod must not be evicted now; "" when it may be (policy/v1, unhealthyPodEvictionPolicy)."""
     status = budget.status
-    if bypasses(budget, pod):
+    if bypasses(budget, pod) or granted(budget, pod):  # it has counted this eviction, whose answer was lost
         return ""
     if status.observedGeneration < budget.metadata.generation:
         return "the budget has just changed and was not looked at yet"

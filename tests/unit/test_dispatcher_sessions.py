@@ -496,6 +496,18 @@ async def test_labels_that_only_people_give_are_not_a_node_s_to_take(bench: Benc
     assert sorted(node.metadata.labels) == ["kubernetes.io/hostname", "my-node-restriction.kubernetes.io/for"]
 
 
+async def test_a_node_has_its_own_resources_and_a_bounded_number_of_devices(bench: Bench) -> None:
+    hello = hello_of("a")
+    for name in ("pods", "junk", "cpu.kubernetes.io/x", *(f"example.com/d{n:03}" for n in range(100))):
+        hello.report.capacity[name].text = hello.report.allocatable[name].text = "1"
+    await bench.connect(hello).hear_only("welcome")
+    node = bench.store.view.get("Node", "", "a")
+    assert isinstance(node, o.Node)
+    devices = [f"example.com/d{n:03}" for n in range(64)]
+    assert sorted(node.status.capacity) == ["cpu", *devices, "pods"]
+    assert sorted(node.status.allocatable) == [*devices, "pods"]
+
+
 async def test_heartbeats_are_acknowledged_and_stay_in_memory(bench: Bench) -> None:
     stream = await bench.joined("a")
     before, written = bench.dispatcher.last_seen["a"], len(bench.store.writes)

@@ -12,7 +12,7 @@ from shoal.master.api import copying
 from shoal.master.api.faults import Invalid, Timeout
 from shoal.master.core import Master
 from shoal.master.model import Delete, Fault, Key, Object, Unavailable, key_of
-from shoal.master.planning import rehearsal
+from shoal.master.planning import budgets, rehearsal
 from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 from tests import control_world as w
@@ -394,6 +394,23 @@ async def test_evictions_ask_the_budgets(master: Master) -> None:
     assert not is_leaving(second)
     with pytest.raises(Invalid, match="only a Pod can"):
         await master.service.evict(c.EvictRequest(request_id="e", key=c.Key(kind="Node", name="n1")))
+
+
+async def test_an_eviction_that_was_granted_goes_on_when_it_is_asked_for_again(master: Master) -> None:
+    """The master died between the grant and the deletion: the budget has counted it."""
+    await put(master, w.node("n1"))
+    first, second = await running(master, wished(replicas=2), ["n1", "n1"])
+    await put(master, budget("web", allowed=1, app="web"))
+    made = master.store.view.get("PodDisruptionBudget", "default", "web")
+    assert isinstance(made, o.PodDisruptionBudget)
+    await master.store.write([budgets.grant(made, first, 0.0)])
+
+    async def evict(pod: o.Pod) -> c.WriteResult:
+        key = c.Key(kind="Pod", namespace="default", name=pod.metadata.name)
+        return (await master.service.evict(c.EvictRequest(request_id="e", key=key))).results[0]
+
+    assert (await evict(second)).failure.reason == "Conflict"
+    assert (await evict(first)).action == "deleted"
 
 
 # ---- what else decides ----
