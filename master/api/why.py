@@ -87,9 +87,10 @@ class Why:
     async def _advise(self, response: c.WhyResponse, adviser: Adviser) -> None:
         response.advised = not adviser.pods.group  # nothing is tried for members of gangs
         until = asyncio.get_running_loop().time() + ADVICE_SECONDS
-        for one in adviser.advise():
-            change = json.dumps(dict(one.change))
-            response.advice.add(kind=one.kind, text=one.text, node=one.node, change=change)
+        for one in adviser.steps():
+            if one is not None:
+                change = json.dumps(dict(one.change))
+                response.advice.add(kind=one.kind, text=one.text, node=one.node, change=change)
             if asyncio.get_running_loop().time() > until:
                 return
             await asyncio.sleep(0)

@@ -53,6 +53,10 @@ class Adviser:
 
     def advise(self) -> Iterator[Advice]:
         """All that is found; nothing for members of gangs, which one change seldom helps."""
+        return (found for found in self.steps() if found is not None)
+
+    def steps(self) -> Iterator[Advice | None]:
+        """The same, with a breath (None) after each change tried in vain: a pod may have a thousand rules."""
         known = self.scheduler.frame(self.snapshot, self.pods)
         if self.pods.group or known.blocked or not len(self.snapshot):
             return
@@ -60,9 +64,12 @@ class Adviser:
             self._requests, self._devices, self._selectors, self._affinity, self._taints, self._spread, self._company,
             self._ports,
         )  # fmt: skip
-        single = [found for part in parts for found in part()]
-        yield from single
-        if not any(found.kind == "request" for found in single):
+        kinds = set()
+        for part in parts:
+            for found in part():
+                kinds.add(found.kind if found is not None else "")
+                yield found
+        if "request" not in kinds:
             yield from self._several_requests()
         yield from self._priority()
         yield from self._moves()
@@ -81,14 +88,14 @@ class Adviser:
         row = step(self.snapshot, known, known.profile)
         return self.snapshot.names[row] if row >= 0 else ""
 
-    def _changed(self, kind: str, text: str, change: Mapping[str, Any], **fields: Any) -> Iterator[Advice]:
+    def _changed(self, kind: str, text: str, change: Mapping[str, Any], **fields: Any) -> Iterator[Advice | None]:
         """The advice to change the pod in this way, if that helps."""
         pods = replace(self.pods, **fields)
-        if node := self.taker(pods):
-            yield Advice(kind, text, node, change, pods)
+        node = self.taker(pods)
+        yield Advice(kind, text, node, change, pods) if node else None
 
     # ---- what it asks for ----
-    def _requests(self) -> Iterator[Advice]:
+    def _requests(self) -> Iterator[Advice | None]:
         """The most of one resource with which it fits."""
         for name, wanted in self.pods.requests:
             if name in (PODS, GPU, GPU_MILLI):
@@ -99,7 +106,7 @@ class Adviser:
             if 0 < most < wanted:
                 yield from self._less({name: most})
 
-    def _several_requests(self) -> Iterator[Advice]:
+    def _several_requests(self) -> Iterator[Advice | None]:
         """Less of all that is short, on the node where that is the smallest part."""
         slots = tuple(pair for pair in self.pods.requests if pair[0] in (PODS, GPU, GPU_MILLI))
         rows = np.flatnonzero(self._open(replace(self.pods, requests=slots)))
@@ -117,7 +124,7 @@ class Adviser:
         if len(less) > 1:
             yield from self._less(less)
 
-    def _less(self, most: Mapping[str, int]) -> Iterator[Advice]:
+    def _less(self, most: Mapping[str, int]) -> Iterator[Advice | None]:
         asked = dict(self.pods.requests)
         words = " and ".join(f"{spell_down(n, value)} {n} instead of {spell(n, asked[n])}" for n, value in most.items())
         amounts = {name: floor(name, value) for name, value in most.items()}
@@ -127,7 +134,7 @@ class Adviser:
         change = {"requests": {name: spell_down(name, value) for name, value in most.items()}}
         yield from self._changed("request", f"ask for {words}, in all containers together", change, requests=requests)
 
-    def _devices(self) -> Iterator[Advice]:
+    def _devices(self) -> Iterator[Advice | None]:
         pods = self.pods
         without = tuple(pair for pair in pods.requests if pair[0] not in (GPU, GPU_MILLI))
         if not (pods.gpu_count or pods.gpu_milli):
@@ -152,15 +159,14 @@ class Adviser:
                 )
 
     # ---- where it wants to go ----
-    def _selectors(self) -> Iterator[Advice]:
+    def _selectors(self) -> Iterator[Advice | None]:
         for key, value in self.pods.selector:
             rest = tuple(pair for pair in self.pods.selector if pair != (key, value))
             change = {"remove": f"spec.nodeSelector[{key}]"}
             text = f"take {key}: {value} out of its nodeSelector"
-            dropped = list(self._changed("selector", text, change, selector=rest))
-            yield from dropped
-            for found in dropped:
-                if self._labelled(found.node, {key: value}) == found.node:
+            for found in self._changed("selector", text, change, selector=rest):
+                yield found
+                if found is not None and self._labelled(found.node, {key: value}) == found.node:
                     label = {"node": found.node, "label": {key: value}}
                     yield Advice("label", f"give node {found.node} the label {key}={value}", found.node, label)
 
@@ -171,7 +177,7 @@ class Adviser:
         trial.take_nodes({node: replace(facts, labels={**facts.labels, **labels})})
         return Adviser(trial, Scheduler(self.scheduler.profiles), self.pods).taker(self.pods)
 
-    def _affinity(self) -> Iterator[Advice]:
+    def _affinity(self) -> Iterator[Advice | None]:
         terms = self.pods.node_terms
         if terms is None:
             return
@@ -186,13 +192,13 @@ class Adviser:
                 text = f"take the rule {spelled(rule)} out of its required node affinity"
                 change = {"remove": path, "key": rule.key}
                 for found in self._changed("affinity", text, change, node_terms=changed):
-                    single = True
+                    single = single or found is not None
                     yield found
         if not single:
             text = "take away its required node affinity"
             yield from self._changed("affinity", text, {"remove": NODE_AFFINITY}, node_terms=None)
 
-    def _taints(self) -> Iterator[Advice]:
+    def _taints(self) -> Iterator[Advice | None]:
         every = list(self.snapshot.taint_rows())
         for taint in sorted(untolerated(self.pods, every)):
             if taint.effect not in HARD_EFFECTS:
@@ -209,7 +215,7 @@ class Adviser:
                 yield from self._changed("toleration", text, {"toleration": said}, tolerances=tolerances)
 
     # ---- whom it is with ----
-    def _spread(self) -> Iterator[Advice]:
+    def _spread(self) -> Iterator[Advice | None]:
         for number, one in enumerate(self.pods.spread):
             if not one.hard:
                 continue
@@ -241,7 +247,7 @@ class Adviser:
             low, high = (low, middle) if self.taker(with_skew(middle)) else (middle + 1, high)
         return low
 
-    def _company(self) -> Iterator[Advice]:
+    def _company(self) -> Iterator[Advice | None]:
         kinds = (("affinity", "affinity", "podAffinity"), ("anti-affinity", "anti_affinity", "podAntiAffinity"))
         for word, name, path in kinds:
             terms: tuple[PodTerm, ...] = getattr(self.pods, name)
@@ -251,7 +257,7 @@ class Adviser:
                 rest = (*terms[:number], *terms[number + 1 :])
                 yield from self._changed(word, text, {"remove": where}, **{name: rest})
 
-    def _ports(self) -> Iterator[Advice]:
+    def _ports(self) -> Iterator[Advice | None]:
         for port in self.pods.ports:
             protocol, _, number = port
             rest = tuple(one for one in self.pods.ports if one != port)
@@ -259,7 +265,7 @@ class Adviser:
             yield from self._changed("port", text, {"port": number, "protocol": protocol}, ports=rest)
 
     # ---- whom it could have evicted ----
-    def _priority(self) -> Iterator[Advice]:
+    def _priority(self) -> Iterator[Advice | None]:
         """The lowest priority with which it would be nominated. More priority never helps less."""
         own = self.pods.priority
         held = {hold.pods.priority for hold in self.snapshot.all_holds().values()}
@@ -300,7 +306,7 @@ class Adviser:
         return f"{how}, {evicted} on node {found.node}", found.node, change
 
     # ---- room that another pod could make ----
-    def _moves(self) -> Iterator[Advice]:
+    def _moves(self) -> Iterator[Advice | None]:
         """One pod of a controller that runs elsewhere just as well, where that is enough: the first that is found."""
         bare = replace(self.pods, requests=(), ports=(), anti_affinity=(), gpu_count=0, gpu_milli=0)
         rows = np.flatnonzero(self._open(bare))
@@ -311,6 +317,7 @@ class Adviser:
             short = np.maximum(short, (wanted - self.snapshot.free(name)[rows]) / max(wanted, 1))
         for row in rows[np.argsort(short, kind="stable")][:NODES_TRIED].tolist():
             for uid, hold in self._movable(self.snapshot.names[row]):
+                yield None
                 if target := self._moved(uid, hold):
                     key = hold.key or Key("Pod", "", uid)
                     name = f"{key.namespace}/{key.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -288,6 +289,25 @@ async def test_advice_that_is_followed_places_the_pod(make: Callable[[], list[Ob
                     world.commit(Delete(key_of(get(world, name.partition("/")[2]))))
                 await idle()
             assert get(world, "p").spec.nodeName == advice.node, advice.text
+
+
+async def test_others_have_their_turns_while_advice_is_looked_for() -> None:
+    lost = w.pod("lost", cpu="1")
+    lost.spec.nodeSelector.update({f"key{n}": "x" for n in range(40)})
+    world, turns = World([w.node("n1"), lost]), 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with scheduling(world) as loop:
+        beside = asyncio.create_task(other())
+        found = await ask(world, loop, "lost")
+        beside.cancel()
+    assert found.advised and not found.advice
+    assert turns >= 40
 
 
 async def test_a_gang_that_is_too_large_says_how_much_of_it_fits() -> None:
