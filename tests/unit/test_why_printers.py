@@ -75,6 +75,23 @@ def test_a_gated_pod_is_not_said_to_have_its_turn() -> None:
     ]
 
 
+def test_a_nominated_pod() -> None:
+    found = pending(("ask for 123m cpu instead of 520m", "n1"), node="n1", nominated=True)
+    found.victims.add(kind="Pod", namespace="default", name="low")
+    assert list(decision.lines(found, 0.0)) == [
+        "Room is held for it on node n1; it gets it when these have gone: default/low",
+        "What would place it at once, each by itself, as the cluster is now:",
+        "  - ask for 123m cpu instead of 520m: it then goes to n1",
+    ]
+
+
+def test_who_is_evicted_says_for_whom() -> None:
+    made = pod("low", node="n1", phase="Running", is_ready=True)
+    said = "Preempted by pod default/vip on node n1"
+    made.status.conditions.add(type="DisruptionTarget", status="True", reason="PreemptionByScheduler", message=said)
+    assert [(one.what, one.text) for one in reasons.of_pod(made, [], []).findings] == [("PreemptionByScheduler", said)]
+
+
 def waiting() -> o.Pod:
     made = pod("p")
     made.status.conditions.add(type="PodScheduled", status="False", reason="Unschedulable", message="0/3: 3 old")

@@ -92,7 +92,8 @@ def _pending(found: c.WhyResponse) -> Iterator[str]:
     elif found.short and not found.message:
         yield "The nearest node is short of " + " and ".join(f"{one.amount} {one.resource}" for one in found.short)
     if found.advice:
-        yield "What would change that, each by itself, as the cluster is now:"
+        what = "What would place it at once" if found.nominated else "What would change that"
+        yield f"{what}, each by itself, as the cluster is now:"
         for one in found.advice:
             yield from wrapped(
                 f"- {one.text}" + ("" if one.node in one.text else f": it then goes to {one.node}"), "  "

@@ -118,6 +118,9 @@ def _whole(pod: o.Pod) -> Iterator[Finding]:
     status = pod.status
     if status.reason or (status.phase == "Failed" and status.message):
         yield Finding("pod", status.reason or "Failed", status.message or "its node gave it up")
+    disrupted = condition(status.conditions, "DisruptionTarget")
+    if disrupted is not None and disrupted.status == "True" and disrupted.message not in ("", status.message):
+        yield Finding("pod", disrupted.reason, disrupted.message)
 
 
 # ---- containers ----
