@@ -108,7 +108,7 @@ class DecisionLog:
                 self._written += self._file.write(line)
             if isinstance(entry, State):
                 self._enough = max(self._limit, self._written + self._limit // 2)
-        except OSError as error:
+        except Exception as error:  # this thread must not end: what the loop hands over would be lost unseen
             self._fail(error)
             return
         with self._changed:
@@ -129,8 +129,9 @@ class DecisionLog:
             except OSError as error:
                 self._fail(error)
 
-    def _fail(self, error: OSError) -> None:
-        log.warning("decision log %s: %s; tried again in %g s", self._path, error.strerror, RETRY_SECONDS)
+    def _fail(self, error: Exception) -> None:
+        why = error.strerror if isinstance(error, OSError) else repr(error)
+        log.warning("decision log %s: %s; tried again in %g s", self._path, why, RETRY_SECONDS)
         with self._changed:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._lost = True

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from shoal.master.api import admission
 from shoal.master.api.faults import Invalid
-from shoal.master.model import FINAL_PHASES, NotFound, Unavailable
+from shoal.master.model import FINAL_PHASES, Key, NotFound, Unavailable
 from shoal.master.ports import ApiStore
 from shoal.master.scheduler.account import Account, account
 from shoal.master.scheduler.advice import Adviser
@@ -23,6 +23,7 @@ from shoal.proto.v1 import cluster_pb2 as c
 from shoal.proto.v1 import objects_pb2 as o
 
 AT_ONCE = 2  # questions that are worked on: each has a copy of the snapshot
+WAITING = 32  # questions that wait for their turn
 ADVICE_SECONDS = 1.0  # of looking for advice; what was found by then is told
 
 
@@ -47,11 +48,21 @@ class Why:
     ) -> None:
         self._store, self._scheduler, self._profiles, self._now = store, scheduler, profiles, now
         self._gate = asyncio.Semaphore(AT_ONCE)
+        self._asked = 0
 
     async def why(self, request: c.WhyRequest) -> c.WhyResponse:
         key = admission.normal_key(request.pod)
         if key.kind != "Pod":
             raise Invalid(f"why is asked of pods, not of a {key.kind}")
+        if self._asked >= AT_ONCE + WAITING:
+            raise Unavailable(f"{self._asked} such questions are being answered: ask again later")
+        self._asked += 1
+        try:
+            return await self._in_turn(key)
+        finally:
+            self._asked -= 1
+
+    async def _in_turn(self, key: Key) -> c.WhyResponse:
         async with self._gate:
             pod = self._store.view.get(*key)
             if not isinstance(pod, o.Pod):

@@ -85,10 +85,11 @@ def check(rehearsal: Rehearsal, question: Question) -> None:
         raise Invalid("add at least one node")
     if sum(count for count, _ in question.add) > MOST_NODES:
         raise Invalid(f"at most {MOST_NODES} nodes can be added at once")
-    targets = [key for key, _ in question.scale]
-    if twice := [key for key in targets if targets.count(key) > 1]:
-        raise Invalid(f"{twice[0]} is scaled twice: say one number")
+    seen: set[Key] = set()
     for key, replicas in question.scale:
+        if key in seen:
+            raise Invalid(f"{key} is scaled twice: say one number")
+        seen.add(key)
         _scalable(rehearsal, key)
         if not 0 <= replicas <= MOST_REPLICAS:
             raise Invalid(f"{key}: {replicas} replicas: give 0 to {MOST_REPLICAS}")

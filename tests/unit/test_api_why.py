@@ -291,6 +291,16 @@ async def test_advice_that_is_followed_places_the_pod(make: Callable[[], list[Ob
             assert get(world, "p").spec.nodeName == advice.node, advice.text
 
 
+async def test_too_many_questions_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.master.api.why.WAITING", 0)
+    world = World([w.node("n1"), w.pod("p", cpu="100")])
+    async with scheduling(world) as loop:
+        why, request = asking(world, loop), c.WhyRequest(pod=c.Key(kind="Pod", namespace="default", name="p"))
+        results = await asyncio.gather(*(why.why(request) for _ in range(3)), return_exceptions=True)
+        assert [isinstance(one, Unavailable) for one in results] == [False, False, True]
+        assert (await why.why(request)).advised
+
+
 async def test_others_have_their_turns_while_advice_is_looked_for() -> None:
     lost = w.pod("lost", cpu="1")
     lost.spec.nodeSelector.update({f"key{n}": "x" for n in range(40)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from shoal.master.decision_log import DecisionLog
 from shoal.master.model import Key
 from shoal.master.scheduler.classes import PodClass
 from shoal.master.scheduler.core import Scheduler, Waiting
-from shoal.master.scheduler.journal import JournalError, read
+from shoal.master.scheduler.journal import JournalError, PolicyIs, read
 from shoal.master.scheduler.nodes import NodeFacts
 from shoal.master.scheduler.profiles import BUILT_IN
 from shoal.master.scheduler.replay import Report, replay
@@ -218,3 +219,25 @@ def test_the_command_says_what_is_wrong(log: DecisionLog, tmp_path: Path) -> Non
     assert "profile: mosst is no part of a score; did you mean most?" in run(str(path), "--profile", str(weights))[1]
     path.write_bytes(_altered(path.read_bytes()))
     assert "line 6: is damaged" in run(str(path))[1]
+
+
+class Odd(Snapshot):
+    """What no line can be made of."""
+
+
+def test_what_cannot_be_written_is_lost_and_the_next_file_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shoal.master.decision_log.RETRY_SECONDS", 0.0)
+    path = tmp_path / "decisions.log"
+    log = DecisionLog(path, 2, "1.2.3")
+    life = Life(log)
+    log.put(PolicyIs("PodGroup", "default", "odd", Odd()))  # type: ignore[arg-type]
+    log.start()
+    while not log.wants_state():
+        time.sleep(0.001)
+    life.place(2)  # it is told that the log lost something, and begins anew
+    life.place(3)
+    log.close()
+    assert "tried again" in caplog.text
+    assert (replayed(path).plans, replayed(path).decisions) == (1, 3)
