@@ -14,7 +14,7 @@ from shoal.proto.v1 import session_pb2 as s
 
 PHASES = {"": 0, "Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2}  # they only grow
 LOST = "Lost"
-SCHEDULED = "PodScheduled"  # the scheduler's condition
+OURS = ("PodScheduled", "DisruptionTarget")  # the scheduler's conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,9 @@ def merged(old: o.PodStatus, new: o.PodStatus) -> o.PodStatus:
     result.CopyFrom(new)
     result.qosClass = new.qosClass or old.qosClass
     result.phase = new.phase or old.phase or "Pending"
-    if not any(condition.type == SCHEDULED for condition in new.conditions):
-        kept = [condition for condition in old.conditions if condition.type == SCHEDULED]
+    told = {condition.type for condition in new.conditions}
+    kept = [condition for condition in old.conditions if condition.type in OURS and condition.type not in told]
+    if kept:
         del result.conditions[:]
         result.conditions.extend(kept)
         result.conditions.extend(new.conditions)
