@@ -754,7 +754,7 @@ def _pending(world: World, one: o.Pod, pods: list[o.Pod]) -> list[str]:
     """A pending pod must say why, with all nodes counted, and what it says of its claims must be true."""
     name = one.metadata.name
     said = next((x.message for x in one.status.conditions if x.type == "PodScheduled" and x.status == "False"), "")
-    match = COUNTS.match(said)
+    match = COUNTS.search(said)
     if not match or not 0 < int(match[1]) <= len(world.nodes):  # counts may age, the reasons may not
         return [f"pod {name} is pending without a true reason: {said!r}"]
     why = _claims_why(world, one, pods)
