@@ -82,6 +82,7 @@ class Scheduler:
 
     def _plan(self, snapshot: Snapshot, queue: Sequence[Waiting], plan: Plan) -> None:
         for run in runs(queue, snapshot.nominated):
+            snapshot.workload.refresh()
             for one in run.waiting if snapshot.nominated else ():
                 if one.uid in snapshot.nominated:
                     snapshot.undo(one.uid)  # gives up its room when its turn comes
@@ -89,7 +90,6 @@ class Scheduler:
 
     def _run(self, snapshot: Snapshot, run: Run, plan: Plan) -> None:
         """A gang's members are one run."""
-        snapshot.workload.refresh()
         if run.group:
             outcome = place_gang(snapshot, lambda pods: self.frame(snapshot, pods), run)
             plan.bindings += [Binding(one, node) for one, node in outcome.placed]

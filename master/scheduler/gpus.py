@@ -22,8 +22,10 @@ WHOLE = 1000  # milli of one device
 COVER_PERCENT = 95  # of the pods, by the most popular shapes: the paper's typical pods
 TYPICAL_LIMIT = 128  # shapes; each costs a comparison per node that is scored
 RENEWAL = 8  # the typical shapes are made anew when an eighth of the pods has changed
-QUANTUM = 40  # milli of added waste that count as the same
+QUANTUM = 20  # milli of added waste that count as the same
 EIGHTHS = 8
+RESERVE = (7, 5)  # CPU that is kept for a milli of GPU, of what the typical pods ask per milli
+STRANDED = 4  # eighths that milli without such CPU count for
 CHUNK = 4096  # nodes looked at together: bounds the memory
 CPU_STEP = 1 << 20  # above any node's milli-CPU; more counts as this much
 GPU_STEP = 1 << 16  # above any node's milli-GPU
@@ -99,6 +101,7 @@ class Typical:
     places: tuple[Hashable, ...]  # the distinct `where` of the shapes: the rows of the access table
     place: Ints  # each shape's index in `places`
     total: int
+    asked: tuple[int, int]  # milli-GPU and milli-CPU of all of them
 
     @staticmethod
     def of(seen: Mapping[Shape, int]) -> Typical:
@@ -127,6 +130,10 @@ class Typical:
             places=tuple(places),
             place=_ints(places.index(shape.where) for shape in shapes),
             total=sum(n for _, n in kept),
+            asked=(
+                sum(n * shape.want.milli * shape.want.number for shape, n in kept),
+                sum(n * min(shape.cpu, CPU_STEP) for shape, n in kept),
+            ),
         )
 
 
@@ -194,8 +201,8 @@ def fragmentation(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Int
 
 
 def waste(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Ints:
-    """`int64[N]`, in eighths: seven of the fragmentation, and one of what would stay unused if the node were filled
-    with pods of the typical shape alone, as many as its devices and its CPU take."""
+    """`int64[N]`, in eighths: seven of the fragmentation, one of what would stay unused if the node were filled with
+    pods of the typical shape alone, as many as its devices and its CPU take, and four of what is stranded."""
     return _by_chunks(_waste, typical, left, cpu, access)
 
 
@@ -232,19 +239,26 @@ def _waste(typical: Typical, left: Ints, cpu: Ints, access: Bools) -> Ints:
     filled = np.minimum(slots, by_cpu) * (typical.sizes[typical.size] * typical.number)
     used = np.where(takes, (EIGHTHS - 1) * usable + filled, 0) @ typical.weight
     result: Ints = left.sum(axis=1) * (typical.total * EIGHTHS) - used
+    result += stranded(typical, left, cpu) * (typical.total * STRANDED)
     return result
 
 
-def idle(left: Ints) -> Floats:
-    """`float64[N]`: of a pod without devices, minus the idle milli-GPU as a fraction of a step."""
-    value: Floats = -np.minimum(left.sum(axis=1), GPU_STEP - 1) / GPU_STEP
-    return value
+def stranded(typical: Typical, left: Ints, cpu: Ints) -> Ints:
+    """`int64[N]`: the idle milli-GPU for which a node lacks CPU, when each needs 7/5 of what the typical pods ask for
+    on average: CPU is kept where devices are idle, and what is above that is free for others."""
+    unused = left.sum(axis=1)
+    gpu, asked = typical.asked
+    if asked == 0:
+        return np.zeros_like(unused)
+    served = np.clip(cpu, 0, CPU_STEP) * (gpu * RESERVE[1]) // (asked * RESERVE[0])
+    result: Ints = np.maximum(unused - served, 0)
+    return result
 
 
 def packing(typical: Typical, cpu_wanted: int, want: Want, left: Ints, cpu: Ints, access: Bools) -> Floats:
-    """`float64[N]`, the higher the better: minus the steps of 40 milli by which a pod's placement makes the node's
-    waste grow; as fractions of a step the GPU and then the CPU that is left, so that among equals the fullest node is
-    best. Exact: a whole number below 2^48 over 2^36. 0 where the pod does not fit."""
+    """`float64[N]`, the higher the better: minus the steps of 20 milli by which a pod's placement makes the node's
+    waste grow; as fractions of a step the GPU and then, for a pod with devices, the CPU that is left, so that among
+    equals the fullest node is best. Exact: a whole number below 2^48 over 2^36. 0 where the pod does not fit."""
     value = np.zeros(len(left), dtype=np.float64)
     room = fits(left, want)
     rows = np.flatnonzero(room & (cpu >= cpu_wanted) if cpu_wanted else room)
@@ -256,6 +270,6 @@ def packing(typical: Typical, cpu_wanted: int, want: Want, left: Ints, cpu: Ints
         amounts = waste(typical, both, spare, np.concatenate([access, access], axis=1))
         growth = (amounts[len(left) :] - amounts[: len(left)]) // (QUANTUM * EIGHTHS * typical.total)
     unused = np.minimum(left.sum(axis=1), GPU_STEP - 1)
-    spare = np.clip(cpu, 0, CPU_STEP - 1)
-    value[rows] = -((growth * GPU_STEP + unused) * CPU_STEP + spare) / (GPU_STEP * CPU_STEP)
+    last = np.clip(cpu, 0, CPU_STEP - 1 if want.number else 0)
+    value[rows] = -((growth * GPU_STEP + unused) * CPU_STEP + last) / (GPU_STEP * CPU_STEP)
     return value

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.master.scheduler import gpus, scores
+from shoal.master.scheduler import devices, gpus, scores
 from shoal.master.scheduler.filters import (
     Frame,
     Scope,
@@ -129,7 +129,7 @@ class Ladder:
             None if raw.preference is None else raw.preference[rows, None],
             _grown(raw.company, rows, None if self.bonds.pull is None else self.bonds.pull[rows], j),
             _grown(raw.spread, rows, None if self.bonds.crowd is None else self.bonds.crowd[rows], j),
-            None if raw.devices is None else raw.devices[rows, None],  # device pods go step by step
+            None if raw.devices is None else devices.run(self.snapshot, self.known, rows, j),
             None if raw.taints is None else raw.taints[rows, None],
         )
 
@@ -393,6 +393,8 @@ def few(snapshot: Snapshot, known: Frame, profile: Profile, batch: Sequence[Wait
         if len(placed) < len(batch):
             if raw.siblings is None and known.pods.owner and profile.siblings:
                 raw.siblings = snapshot.owners.counts(known.pods.owner, snapshot.row)
+            if raw.devices is not None:
+                raw.devices = devices.part(snapshot, known)
             value[row] = scores.score_at(snapshot, known, profile, raw, row)
     return placed
 

@@ -57,6 +57,9 @@ class Typical:
                 break
             self.shapes.append((shape, number))
 
+    def pods(self) -> int:
+        return sum(number for _, number in self.shapes)
+
 
 def _popularity(pair: tuple[Shape, int]) -> tuple[int, int, int, int, str]:
     shape, number = pair
@@ -74,8 +77,9 @@ def unusable(typical: Typical, node: Node, free: Sequence[int], cpu: int) -> int
 
 
 def wasted(typical: Typical, node: Node, free: Sequence[int], cpu: int) -> int:
-    """In eighths: seven of what typical pods could not use, one of what would be left if they filled the node."""
-    total = 7 * unusable(typical, node, free, cpu)
+    """In eighths: seven of what typical pods could not use, one of what would be left if they filled the node, four of
+    what is stranded."""
+    total = 7 * unusable(typical, node, free, cpu) + 4 * stranded(typical, free, cpu) * typical.pods()
     for shape, number in typical.shapes:
         total += number * sum(free)
         if lets_in(shape.what, node) and cpu >= shape.cpu:
@@ -85,12 +89,23 @@ def wasted(typical: Typical, node: Node, free: Sequence[int], cpu: int) -> int:
     return total
 
 
+def stranded(typical: Typical, free: Sequence[int], cpu: int) -> int:
+    """Milli for which there is less than 7/5 of the CPU that typical pods ask for per milli, all taken together."""
+    milli = sum(number * shape.milli * shape.number for shape, number in typical.shapes)
+    asked = sum(number * min(shape.cpu, 2**20) for shape, number in typical.shapes)
+    served = min(max(cpu, 0), 2**20) * 5 * milli // (7 * asked) if asked else sum(free)
+    return max(sum(free) - served, 0)
+
+
 def packing(typical: Typical, node: Node, free: Sequence[int], cpu: int, what: PodClass) -> float:
-    """Minus the steps of 40 milli by which the waste grows, then the milli and the milli-CPU that are left."""
+    """Minus the steps of 20 milli by which the waste grows, then the milli and, for a pod with devices, the milli-CPU
+    that are left."""
     taken = choose(list(free), what)
-    assert taken is not None
+    wanted = dict(what.requests).get("cpu", 0)
+    if taken is None or 0 < wanted > cpu:
+        return 0.0  # as where the pod does not fit
     rest = [amount - (what.gpu_milli or WHOLE) if i in taken else amount for i, amount in enumerate(free)]
-    before = wasted(typical, node, free, cpu)
-    growth = wasted(typical, node, rest, cpu - dict(what.requests).get("cpu", 0)) - before
-    steps = growth // (40 * 8 * sum(n for _, n in typical.shapes)) if typical.shapes else 0
-    return -((steps * 2**16 + min(sum(free), 2**16 - 1)) * 2**20 + min(max(cpu, 0), 2**20 - 1)) / 2**36
+    growth = wasted(typical, node, rest, cpu - wanted) - wasted(typical, node, free, cpu)
+    steps = growth // (20 * 8 * typical.pods()) if typical.shapes else 0
+    last = min(max(cpu, 0), 2**20 - 1) if taken else 0
+    return -((steps * 2**16 + min(sum(free), 2**16 - 1)) * 2**20 + last) / 2**36

@@ -72,8 +72,6 @@ def spread(look: Look, node: Node) -> float:
 
 
 def gpus(look: Look, node: Node) -> float:
-    if not look.what.gpu_milli and not look.what.gpu_count:
-        return -min(sum(look.cluster.left(node)), 2**16 - 1) / 2**16
     used = sum(dict(pod.what.requests).get("cpu", 0) for pod in look.on[node.name])
     return packing(look.cluster.typical, node, look.cluster.left(node), node.amount("cpu") - used, look.what)
 

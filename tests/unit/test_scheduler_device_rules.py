@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from shoal.master.scheduler.classes import PodClass
 from tests.reference.cluster import Cluster, Pod
-from tests.reference.devices import GPU
+from tests.reference.devices import GPU, Typical
 from tests.reference.nodes import Node
 from tests.reference.scheduler import Outcome
-from tests.scheduler_cases import Decide, both, cluster, node, on, place, pods, reasons, what
+from tests.scheduler_cases import GIB, Decide, both, cluster, node, on, place, pods, reasons, what
 
 
 def box(name: str, gpus: int, **fields: object) -> Node:
@@ -64,6 +65,32 @@ def test_a_share_goes_where_devices_are_broken_up_already(decide: Decide) -> Non
 def test_pods_without_devices_keep_away_from_idle_ones(decide: Decide) -> None:
     where = cluster([box("a", 4), node("b", cpu=500)])
     assert place(decide, where, *pods(what(cpu=400))) == ["b"]
+
+
+def scarce() -> Cluster:
+    """As many idle devices everywhere; a core is asked for per device, and `b` and `c` have more than that."""
+    asked = what(cpu=1000, gpu_count=1)
+    nodes = [box("a", 4, cpu=6000), box("b", 4, cpu=16000, memory=GIB), box("c", 4, cpu=9000, memory=GIB), box("x", 1)]
+    return cluster(nodes, [on("x", asked, "x", devices=(0,))])
+
+
+@both
+def test_pods_without_devices_leave_the_cpu_that_idle_ones_need(decide: Decide) -> None:
+    where = scarce()
+    where.nodes["x"] = box("x", 1, cpu=1000)
+    assert place(decide, where, *pods(what(cpu=2000, memory=GIB // 2))) == ["b"]
+    where.pods.clear()
+    where.typical = Typical()
+    del where.nodes["x"]
+    assert place(decide, where, *pods(what(cpu=2000, memory=GIB // 2))) == ["a"], "nobody is known to ask for devices"
+
+
+@both
+def test_a_run_of_pods_without_devices_takes_spare_cpu_first(decide: Decide) -> None:
+    """The fifth of a node may cost devices what the first did not."""
+    where = scarce()
+    found = Counter(place(decide, where, *pods(what(cpu=200, memory=1), 90)))
+    assert found == {"x": 15, "b": 52, "c": 17, "a": 6}
 
 
 @both
