@@ -167,11 +167,12 @@ class SchedulingLoop:
             self._recover(judged.plan)
         judged.failed += self._intake.take_odd()
         self._note(judged, started)
-        news = self._park(judged.plan)
+        fresh = self._fresh(judged.plan)
+        news = self._park(judged.plan, fresh)
         self._count(judged, self._time() - started)
         await self._carry_out(judged)
         self._hear(news)
-        self._go_on(judged.plan)
+        self._go_on(judged.plan, fresh)
 
     async def _reserve(self) -> None:
         """Keeps room for whom others overtake."""
@@ -212,7 +213,13 @@ class SchedulingLoop:
         except TimeoutError:
             pass
 
-    def _park(self, plan: Plan) -> News:
+    def _fresh(self, plan: Plan) -> list[Preemption]:
+        """Those that change something. A pod that is nominated again to the same node is no news, else two of them
+        would give each other turns for ever."""
+        pods = self.queue.pods
+        return [one for one in plan.preemptions if one.victims or pods[one.waiting.uid].node != one.node]
+
+    def _park(self, plan: Plan, fresh: Sequence[Preemption]) -> News:
         """The refused wait for news; what the plan itself changes is some already."""
         queue, news = self.queue, News()
         nominated = {one.waiting.uid: one.node for one in plan.preemptions}
@@ -233,8 +240,8 @@ class SchedulingLoop:
                     queue.ready(uid)
         if len(queue.lot):
             news.came += {id(one.waiting.pods): one.waiting.pods for one in plan.bindings}.values()
-            news.came += {id(one.waiting.pods): one.waiting.pods for one in plan.preemptions}.values()
-            news.left += self._leaving(plan.preemptions)
+            news.came += {id(one.waiting.pods): one.waiting.pods for one in fresh}.values()
+            news.left += self._leaving(fresh)
         return news
 
     def _recover(self, plan: Plan) -> None:
@@ -266,12 +273,12 @@ class SchedulingLoop:
         holds = (self.snapshot.held(victim.uid) for one in preemptions for victim in one.victims)
         return [hold.pods for hold in holds if hold is not None]
 
-    def _go_on(self, plan: Plan) -> None:
+    def _go_on(self, plan: Plan, fresh: Sequence[Preemption]) -> None:
         """Where one of a class found a place, the next may too."""
         if not len(self.queue.lot):
             return
         placed = Counter(id(one.waiting.pods) for one in plan.bindings)
-        placed.update(id(one.waiting.pods) for one in plan.preemptions)
+        placed.update(id(one.waiting.pods) for one in fresh)
         woken = [*self.queue.lot.after(placed, self.windows), *self.queue.lot.room()]
         if number := self.queue.ready_all(woken):
             self.meter.incoming("AssignedPodAdd", number)
