@@ -414,7 +414,7 @@ LINES = [
     (("exec", "x"), 2, "COMMAND"),
     (("exec", "nosuch", "--", "true"), 1, "not found"),
     (("events", "--for", "x"), 2, "write KIND/NAME"),
-    (("apply",), 2, "Missing option '-f'"),
+    (("apply",), 2, "say what to apply: -f FILE, or --plan PLAN"),
     (("config", "use-context", "nosuch"), 1, 'there is no context "nosuch"'),
     (("completion", "tcsh"), 2, "is not one of"),
 ]
