@@ -14,13 +14,17 @@ from typing import Any
 
 import pytest
 
+from tests import leaks
 from tests.cluster.bad_input import WAIT_SECONDS, Shoal, cluster
 
 NODES = ("node-1", "node-2")
 
 
+clean_machine = pytest.fixture(scope="module", autouse=True)(leaks.clean_machine)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
+def whole(clean_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
     with cluster(tmp_path_factory.mktemp("planning"), name="plans") as made:
         yield made
 
