@@ -157,7 +157,8 @@ def test_a_cordoned_node_gets_no_new_pods_and_keeps_those_it_has(world: World) -
     here = {"nodeSelector": {HOST: node}}
     world.apply(pod("before", container(SLEEP), **here))
     world.phase("before", "Running")
-    manifest: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}
+    labels = {HOST: node}  # said again: who applied them before would have them taken away
+    manifest: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": labels}}
     world.cluster.shoal("apply", "-f", world.write({**manifest, "spec": {"unschedulable": True}}))
     try:
         assert f"{node}   Ready,SchedulingDisabled" in world.cluster.shoal("get", "nodes")
